@@ -1,0 +1,55 @@
+# Everything sets itself up: a machine with Python ≥ 3.11, pip and make is enough.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+DIR    ?= .agenthive
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up down test cover lint format crds schema bench clean
+
+help:  ## What can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "setting up $(VENV) (once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## Start a hive on this machine, map the standard library, show what it cost, stop
+	@$(BIN)/python examples/code-atlas/demo.py
+
+up: $(STAMP)  ## Start the local control plane and leave it running
+	@$(BIN)/agenthive local up --detach --dir $(DIR)
+
+down: $(STAMP)  ## Stop what `make up` started; its state stays
+	@$(BIN)/agenthive local down --dir $(DIR)
+
+test: $(STAMP)  ## Every test, with coverage
+	@rm -f .coverage .coverage.*
+	@$(BIN)/coverage run -m pytest $(ARGS)
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report --fail-under=85
+
+lint: $(STAMP)  ## ruff and mypy --strict
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(STAMP)  ## Let ruff rewrite what it can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+crds: $(STAMP)  ## Generate crds/ from the API models
+	@$(BIN)/python -m agenthive_operator.api.crd crds
+
+schema: $(STAMP)  ## Generate docs/message.schema.json from the protocol
+	@$(BIN)/python -m agenthive.protocol > docs/message.schema.json
+
+bench: $(STAMP)  ## Measure; ONLY=bus limits it
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --group bench
+	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
+
+clean:  ## Remove the virtual environment and what was built
+	rm -rf $(VENV) build dist .coverage .coverage.*

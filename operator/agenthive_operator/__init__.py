@@ -1,0 +1,1 @@
+"""AgentHive operator: turns AgentHive and Agent resources into running fleets."""

@@ -1,0 +1,151 @@
+"""Everything an agent process is told from outside, each field declared once.
+
+The policy models (``Messaging``, ``RedisPool`` …) are also the schema of the fields of the same name in
+the AgentHive resource: the operator puts them into its CRD and hands them to pods as JSON documents in the environment.
+A new tuning field is therefore added here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic.alias_generators import to_camel
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+DEFAULT_HTTP_PORT = 8080
+
+
+class Policy(BaseModel):
+    """Base of the tuning models: camelCase outside (YAML, JSON), snake_case in Python, immutable, no unknown fields."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, extra="forbid")
+
+    def to_env(self) -> str:
+        """This policy as the JSON document of an environment variable: what differs from the defaults."""
+        return self.model_dump_json(by_alias=True, exclude_defaults=True)
+
+
+class PriorityWeights(Policy):
+    """Share of each priority lane under contention; lanes that are empty give their share to the others."""
+
+    critical: int = Field(8, ge=1, le=100, description="Weight of CRITICAL messages.")
+    high: int = Field(4, ge=1, le=100, description="Weight of HIGH messages.")
+    medium: int = Field(2, ge=1, le=100, description="Weight of MEDIUM messages.")
+    low: int = Field(1, ge=1, le=100, description="Weight of LOW messages.")
+
+
+class QueuePolicy(Policy):
+    """Bound of one agent's queue."""
+
+    max_length: int = Field(
+        1_000_000, ge=1, le=100_000_000, description="Messages one agent's queue may hold; beyond it senders wait."
+    )
+
+
+class Messaging(Policy):
+    """How messages of a hive are kept, retried and given up."""
+
+    ttl_seconds: int = Field(
+        3600, ge=1, le=31_536_000, description="Time to live of a message that names none, seconds."
+    )
+    max_retries: int = Field(3, ge=0, le=1000, description="Retries after the first attempt before the dead letters.")
+    retry_delay_seconds: float = Field(
+        2.0,
+        ge=0,
+        le=300,
+        description="Delay before the first retry, seconds; doubles each time, full jitter, at most 300.",
+    )
+    lease_seconds: int = Field(
+        30, ge=2, le=3600, description="How long messages of a vanished process stay with it, seconds."
+    )
+    handler_timeout_seconds: float | None = Field(
+        None, gt=0, le=86_400, description="Time one handling may take, seconds; absent means no limit."
+    )
+    status_seconds: int = Field(
+        3600, ge=1, le=2_592_000, description="How long the final status of a message can be looked up, seconds."
+    )
+    priority_weights: PriorityWeights = Field(
+        default_factory=PriorityWeights, description="Share of each priority under contention."
+    )
+    queue: QueuePolicy = Field(default_factory=QueuePolicy, description="Bound of each agent's queue.")
+
+
+class CircuitBreaker(Policy):
+    """When to stop asking a Redis that does not answer."""
+
+    failure_threshold: int = Field(5, ge=1, le=1000, description="Failures in a row that open the circuit.")
+    reset_seconds: float = Field(10.0, gt=0, le=600, description="How long the circuit stays open, seconds.")
+
+
+class RedisPool(Policy):
+    """Connections of one process to Redis."""
+
+    max_connections: int = Field(50, ge=2, le=1000, description="Most connections one process opens to Redis.")
+    connect_timeout_seconds: float = Field(5.0, gt=0, le=120, description="Time to open a connection, seconds.")
+    socket_timeout_seconds: float = Field(5.0, gt=0, le=120, description="Time to wait for an answer, seconds.")
+    circuit_breaker: CircuitBreaker = Field(
+        default_factory=CircuitBreaker, description="When to fail fast while Redis is down."
+    )
+
+
+class PostgresPool(Policy):
+    """Connections of one process to PostgreSQL."""
+
+    min_size: int = Field(1, ge=0, le=100, description="Connections one process keeps open.")
+    max_size: int = Field(10, ge=1, le=200, description="Most connections one process opens.")
+
+
+class HiveScope(BaseModel):
+    """Where a hive's keys and rows live; two clusters that share a server differ in ``instance``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    instance: str = Field("local", pattern=DNS_LABEL, max_length=32)
+    namespace: str = Field("default", pattern=DNS_LABEL, max_length=63)
+    hive: str = Field("default", pattern=DNS_LABEL, max_length=63)
+
+    def key_prefix(self, agent: str) -> str:
+        """Prefix of every Redis key of ``agent``; the braces keep them in one Cluster slot."""
+        return f"ah:{{{self.instance}/{self.namespace}/{self.hive}/{agent}}}:"
+
+    @property
+    def hive_prefix(self) -> str:
+        """Prefix of the Redis keys that belong to the hive and to no single agent."""
+        return f"ah:{{{self.instance}/{self.namespace}/{self.hive}}}:"
+
+
+class Settings(BaseSettings):
+    """The environment of an agent process: ``AGENTHIVE_*``, with JSON documents for the policies."""
+
+    model_config = SettingsConfigDict(env_prefix="AGENTHIVE_", extra="ignore", frozen=True)
+
+    instance: str = "local"
+    namespace: str = "default"
+    hive: str = "default"
+    agent: str | None = None
+    pod: str | None = None
+    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    postgres_url: SecretStr | None = None
+    messaging: Messaging = Messaging()
+    redis_pool: RedisPool = RedisPool()
+    postgres_pool: PostgresPool = PostgresPool()
+    message_log: Annotated[str, Field(pattern="^(failures|all)$")] = "failures"
+    concurrency: int = Field(10, ge=1, le=10_000)
+    drain_seconds: float = Field(30.0, ge=0)
+    capabilities: Annotated[tuple[str, ...], NoDecode] = ()
+    topics: Annotated[tuple[str, ...], NoDecode] = ()
+    bind: str = "0.0.0.0"  # noqa: S104 - probes reach a pod from the node
+    http_port: int = Field(DEFAULT_HTTP_PORT, ge=0, le=65_535)
+    termination_log: str = "/dev/termination-log"
+    log_level: str = "INFO"
+
+    @property
+    def scope(self) -> HiveScope:
+        """The hive this process belongs to."""
+        return HiveScope(instance=self.instance, namespace=self.namespace, hive=self.hive)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with ``changes`` applied and validated."""
+        return type(self).model_validate({**self.model_dump(), **changes})

@@ -1,0 +1,202 @@
+"""Fixtures every kind of test may use: a real Valkey and a real PostgreSQL from the wheels, on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+import redis as redis_py
+
+from agenthive_operator.local import servers
+
+STARTUP_SECONDS = 30.0
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], what: str) -> None:
+    """Poll a server that is starting until ``ready``; a server that exits fails at once."""
+    deadline = time.monotonic() + STARTUP_SECONDS
+    while not ready():
+        if process.poll() is not None:
+            raise RuntimeError(f"{what} exited with {process.returncode} while starting")
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{what} was not ready within {STARTUP_SECONDS:.0f} s")
+        time.sleep(0.02)
+
+
+class ValkeyServer:
+    """A Valkey process of one test or session: AOF on, no eviction, password."""
+
+    def __init__(self, folder: Path, *, extra: tuple[str, ...] = ()) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.password = secrets.token_hex(8)
+        self.extra = extra
+        self.process: subprocess.Popen[bytes] | None = None
+        (folder / "valkey.conf").write_text(
+            f"bind 127.0.0.1\nport {self.port}\ndir {folder}\nappendonly yes\nappendfsync everysec\n"
+            f"save ''\nmaxmemory-policy noeviction\nrequirepass {self.password}\n"
+        )
+
+    @property
+    def url(self) -> str:
+        return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        with (self.folder / "valkey.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [str(servers.valkey_server()), str(self.folder / "valkey.conf"), *self.extra], stdout=log, stderr=log
+            )
+        wait_until(self._answers, self.process, "valkey-server")
+
+    def _answers(self) -> bool:
+        try:
+            with redis_py.Redis.from_url(self.url, socket_timeout=1) as client:
+                return bool(client.ping())
+        except redis_py.RedisError:
+            return False
+
+    def kill(self) -> None:
+        """SIGKILL; ``start`` brings it back with what the AOF holds."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(timeout=10)
+
+
+class PostgresServer:
+    """A PostgreSQL process of one test or session: scram, loopback TCP only, fsync on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.data = folder / "data"
+        self.port = free_port()
+        self.password = secrets.token_hex(8)
+        self.process: subprocess.Popen[bytes] | None = None
+        servers.init_postgres(self.data, superuser="postgres", password=self.password)
+
+    def url(self, database: str = "postgres") -> str:
+        return f"postgresql://postgres:{self.password}@127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> None:
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
+        with (self.folder / "postgres.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    str(servers.postgres_program("postgres")), "-D", str(self.data), "-p", str(self.port),
+                    "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "max_connections=300",
+                ],
+                stdout=log, stderr=log, cwd=self.data, **servers.run_as(servers.unprivileged_account()),
+            )  # fmt: skip
+        wait_until(self._answers, self.process, "postgres")
+
+    def _answers(self) -> bool:
+        probe = [str(servers.postgres_program("pg_isready")), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        return subprocess.run(probe, check=False).returncode == 0
+
+    def kill(self) -> None:
+        """SIGKILL of the postmaster and every backend."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(2)  # SIGINT: fast shutdown
+            self.process.wait(timeout=20)
+
+
+@contextlib.contextmanager
+def server_folder(name: str) -> Iterator[Path]:
+    """A folder that PostgreSQL's own account can reach, which pytest's tmp_path is not when we are root."""
+    folder = Path(tempfile.mkdtemp(prefix=f"agenthive-{name}-"))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[ValkeyServer]:
+    """One Valkey for the session; a test isolates itself by a namespace or hive of its own (``unique``)."""
+    with server_folder("valkey") as folder:
+        server = ValkeyServer(folder)
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def own_valkey() -> Iterator[ValkeyServer]:
+    """A Valkey of the test's own: to be killed, stopped, filled."""
+    with server_folder("valkey") as folder:
+        server = ValkeyServer(folder)
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """One PostgreSQL for the session; a test gets a database of its own from ``postgres_url``."""
+    with server_folder("postgres") as folder:
+        server = PostgresServer(folder)
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL of the test's own: to be killed and restarted."""
+    with server_folder("postgres") as folder:
+        server = PostgresServer(folder)
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def redis_url(valkey: ValkeyServer) -> str:
+    """URL of the session's Valkey."""
+    return valkey.url
+
+
+@pytest.fixture
+async def postgres_url(postgres: PostgresServer) -> AsyncIterator[str]:
+    """URL of a fresh database, dropped afterwards."""
+    name = f"test_{secrets.token_hex(6)}"
+    admin = await asyncpg.connect(postgres.url())
+    await admin.execute(f"CREATE DATABASE {name}")
+    try:
+        yield postgres.url(name)
+    finally:
+        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await admin.close()
+
+
+@pytest.fixture
+def unique() -> str:
+    """A DNS label no other test uses: for hive or namespace names."""
+    return f"t{os.getpid():x}{secrets.token_hex(4)}"
