@@ -6,6 +6,7 @@ import pwd
 from pathlib import Path
 
 import pytest
+
 from agenthive_operator.local import servers
 
 STRANGER = pwd.struct_passwd(("stranger", "x", 64_999, 64_999, "", "/", "/bin/false"))

