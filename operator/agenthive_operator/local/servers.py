@@ -94,7 +94,7 @@ def searchable(folder: Path, account: pwd.struct_passwd) -> bool:
 
 
 def _mirror(package: Path, target: Path) -> Path:
-    """``package`` and its shared libraries again below ``target``: hard links where possible, else copies. Done once."""
+    """``package`` and its shared libraries again below ``target``, once: hard links where possible, else copies."""
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
