@@ -48,7 +48,8 @@ schema: $(STAMP)  ## Generate docs/message.schema.json from the protocol
 	@$(BIN)/python -m agenthive.protocol > docs/message.schema.json
 
 bench: $(STAMP)  ## Measure; ONLY=bus limits it
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --group bench
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'  # the first with --group
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench
 	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
 
 clean:  ## Remove the virtual environment and what was built
