@@ -1,0 +1,72 @@
+"""What a look at a server outside of Kubernetes found. Plain values, made by the probes, judged by the conditions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from urllib.parse import urlsplit
+
+
+@dataclass(frozen=True, slots=True)
+class StoreReport:
+    """One probe of a Redis or PostgreSQL server.
+
+    ``reason`` is one of the reasons of RedisReady or PostgresReady, ``message`` says what was found and, where
+    something is wrong, what to do; neither ever holds a credential. ``endpoint`` is ``host:port``.
+    """
+
+    ok: bool
+    reason: str
+    message: str
+    endpoint: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaReport:
+    """The hive's schema in PostgreSQL after the operator brought it up to date, or why it could not."""
+
+    ok: bool
+    reason: str
+    message: str
+    applied: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresReport:
+    """A probe of PostgreSQL and of the hive's schema in it."""
+
+    store: StoreReport
+    schema: SchemaReport
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What one agent's queue holds. ``oldest`` is when its oldest waiting message was sent."""
+
+    backlog: int = 0
+    in_flight: int = 0
+    dead_letters: int = 0
+    oldest: datetime | None = None
+
+
+def endpoint_of(url: str, default_port: int) -> str:
+    """``host:port`` of a URL, without credentials, database or options.
+
+    Raises ``ValueError`` when there is no host or the port is no number.
+    """
+    parts = urlsplit(url)
+    if not parts.hostname:
+        raise ValueError("the URL names no host")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{host}:{parts.port or default_port}"
+
+
+def without_secret(text: str, url: str) -> str:
+    """``text`` with the password of ``url`` blotted out, wherever a driver may have quoted it."""
+    try:
+        password = urlsplit(url).password
+    except ValueError:
+        password = None
+    text = text.replace(url, "<url>")
+    return text.replace(password, "***") if password else text

@@ -1,0 +1,375 @@
+"""Conditions: pure functions from what was observed to what the status says.
+
+Each condition is a chain of rules, first match wins. Every reason that can appear is in ``REASONS`` with its meaning;
+a test fails when a rule uses one that is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from agenthive_operator.backends.reports import SchemaReport, StoreReport
+
+Status = Literal["True", "False", "Unknown"]
+MESSAGE_LIMIT: Final = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one condition says now."""
+
+    status: Status
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that keeps an object from being applied: ``reason`` is one of Ready's, ``message`` says what to do."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class HiveInput:
+    """All that a hive's conditions depend on. A report is None while the first probe is under way."""
+
+    redis: StoreReport | None
+    postgres: StoreReport | None
+    schema: SchemaReport | None
+    agents_total: int = 0
+    agents_ready: int = 0
+    agents_not_ready: tuple[str, ...] = ()
+    suspended: bool = False
+    deleting: str = ""
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HiveFacts:
+    """What an Agent needs to know of its hive."""
+
+    exists: bool
+    ready: bool = False
+    suspended: bool = False
+    deleting: bool = False
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A Deployment's progress. ``current`` is False until its controller has seen the newest spec."""
+
+    desired: int
+    replicas: int = 0
+    updated: int = 0
+    ready: int = 0
+    current: bool = True
+    stalled: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentInput:
+    """All that an Agent's conditions depend on. ``rollout`` is None while there is no Deployment."""
+
+    name: str
+    hive: str
+    facts: HiveFacts
+    rollout: Rollout | None = None
+    failure: Problem | None = None
+    problem: Problem | None = None
+
+
+REASONS: Final[Mapping[str, Mapping[str, Mapping[str, str]]]] = {
+    "AgentHive": {
+        "Ready": {
+            "AllReady": "Both stores, the schema and every agent are ready.",
+            "Suspended": "spec.suspend is true: the stores are ready and all agents stand at zero replicas.",
+            "Deleting": "The hive is being deleted; the message says what it waits for.",
+            "InvalidSpec": "The spec does not fit this operator's version of the API.",
+            "NameConflict": "An object of a name this hive needs exists and belongs to somebody else.",
+            "ApplyRejected": "The API server refused an object of this hive; the message is its own.",
+            "RedisNotReady": "See RedisReady.",
+            "PostgresNotReady": "See PostgresReady.",
+            "SchemaNotReady": "See SchemaReady.",
+            "AgentsNotReady": "See AgentsReady.",
+        },
+        "RedisReady": {
+            "Reachable": "The server answers, accepts the credentials and is recent enough.",
+            "Probing": "The first probe since the operator started is under way.",
+            "Starting": "The managed server has no ready pod yet.",
+            "Loading": "The server is reading its data from disk.",
+            "Unreachable": "No connection could be opened, or the server did not answer in time.",
+            "AuthenticationFailed": "The server refuses the credentials in the URL.",
+            "VersionTooOld": "The server is older than the bus needs.",
+            "InvalidURL": "The URL in the Secret cannot be used.",
+            "SecretMissing": "The Secret or its key named by urlSecretRef does not exist.",
+        },
+        "PostgresReady": {
+            "Reachable": "The server answers, accepts the credentials and is recent enough.",
+            "Probing": "The first probe since the operator started is under way.",
+            "Starting": "The managed server has no ready pod yet, or it is still starting up.",
+            "Unreachable": "No connection could be opened, or the server did not answer in time.",
+            "AuthenticationFailed": "The server refuses the credentials in the URL.",
+            "DatabaseMissing": "The database that the URL names does not exist.",
+            "VersionTooOld": "The server is older than the store needs.",
+            "InvalidURL": "The URL in the Secret cannot be used.",
+            "SecretMissing": "The Secret or its key named by urlSecretRef does not exist.",
+        },
+        "SchemaReady": {
+            "Migrated": "The hive's schema is at the version this operator brings.",
+            "WaitingForPostgres": "PostgreSQL has not been reached yet.",
+            "MigrationFailed": "A migration failed; the message is the server's.",
+            "SchemaTooNew": "The schema was migrated by a newer version than this operator's.",
+        },
+        "AgentsReady": {
+            "AllReady": "Every agent of the hive is ready.",
+            "NoAgents": "No Agent names this hive.",
+            "Suspended": "spec.suspend is true: all agents stand at zero replicas.",
+            "AgentsNotReady": "Some agents are not ready; the message names them.",
+        },
+    },
+    "Agent": {
+        "Ready": {
+            "AllPodsReady": "Every replica runs the newest spec and is ready.",
+            "Suspended": "The hive is suspended and no pod runs.",
+            "ScaledToZero": "spec.replicas is 0 and no pod runs.",
+            "HiveMissing": "See HiveReady.",
+            "HiveNotReady": "See HiveReady.",
+            "HiveDeleting": "See HiveReady.",
+            "InvalidSpec": "The spec does not fit this operator's version of the API, or asks for the impossible.",
+            "CodeMissing": "The ConfigMap named by codeFrom does not exist; the agent starts once it does.",
+            "NameConflict": "An object of a name this agent needs exists and belongs to somebody else.",
+            "ApplyRejected": "The API server refused an object of this agent; the message is its own.",
+            "ContainerFailed": "A container ended with an error; the message holds its last words.",
+            "ContainerWaiting": "A container cannot be started; the message says why.",
+            "Unschedulable": "No node has room for a pod.",
+            "PodFailed": "A pod was evicted or rejected by its node.",
+            "RollingOut": "Pods of the newest spec are being started.",
+            "PodsNotReady": "Pods run and do not report ready.",
+        },
+        "Progressing": {
+            "UpToDate": "All pods run the newest spec.",
+            "RollingOut": "Pods of the newest spec are being started, or those of the former are draining.",
+            "Stalled": "The rollout made no progress for too long.",
+            "Waiting": "Nothing is being rolled out yet; Ready says what is missing.",
+        },
+        "HiveReady": {
+            "HiveReady": "The hive has what its agents need.",
+            "HiveSuspended": "The hive has what its agents need and holds them at zero replicas.",
+            "HiveMissing": "There is no AgentHive of that name in this namespace; the agent starts once it exists.",
+            "HiveNotReady": "The hive's stores or schema are not ready; a running agent is left running.",
+            "HiveDeleting": "The hive is being deleted; its agents are drained.",
+        },
+    },
+}
+
+
+# ---- AgentHive
+
+
+def hive_conditions(seen: HiveInput) -> dict[str, Verdict]:
+    """All conditions of a hive, by type."""
+    parts = {
+        "RedisReady": _store(seen.redis),
+        "PostgresReady": _store(seen.postgres),
+        "SchemaReady": _schema(seen.schema),
+        "AgentsReady": _agents(seen),
+    }
+    return {"Ready": _hive_ready(seen, parts), **parts}
+
+
+def stores_ready(conditions: Mapping[str, Verdict]) -> bool:
+    """Whether agents of a hive may start: both stores and the schema are ready."""
+    return all(conditions[kind].status == "True" for kind in ("RedisReady", "PostgresReady", "SchemaReady"))
+
+
+def _store(report: StoreReport | None) -> Verdict:
+    if report is None:
+        return Verdict("Unknown", "Probing", "the first probe is under way")
+    return Verdict("True" if report.ok else "False", report.reason, report.message)
+
+
+def _schema(report: SchemaReport | None) -> Verdict:
+    if report is None:
+        return Verdict("False", "WaitingForPostgres", "the schema is migrated once PostgreSQL is ready")
+    return Verdict("True" if report.ok else "False", report.reason, report.message)
+
+
+def _agents(seen: HiveInput) -> Verdict:
+    if seen.suspended:
+        return Verdict("True", "Suspended", "spec.suspend is true: all agents stand at zero replicas")
+    if not seen.agents_total:
+        return Verdict("True", "NoAgents", "no Agent names this hive")
+    if seen.agents_ready >= seen.agents_total:
+        return Verdict("True", "AllReady", f"{seen.agents_total} of {seen.agents_total} agents are ready")
+    named = ", ".join(seen.agents_not_ready[:10]) + (" …" if len(seen.agents_not_ready) > 10 else "")
+    counted = f"{seen.agents_ready} of {seen.agents_total} agents are ready"
+    return Verdict("False", "AgentsNotReady", f"{counted}; not ready: {named}")
+
+
+def _hive_ready(seen: HiveInput, parts: Mapping[str, Verdict]) -> Verdict:
+    if seen.deleting:
+        return Verdict("False", "Deleting", seen.deleting)
+    if seen.problem is not None:
+        return Verdict("False", seen.problem.reason, seen.problem.message)
+    for kind, verdict in parts.items():
+        if verdict.status != "True":
+            reason = kind.removesuffix("Ready") + "NotReady"
+            return Verdict("Unknown" if verdict.status == "Unknown" else "False", reason, verdict.message)
+    if seen.suspended:
+        return Verdict("True", "Suspended", "spec.suspend is true: all agents stand at zero replicas")
+    return Verdict("True", "AllReady", "stores, schema and agents are ready")
+
+
+# ---- Agent
+
+
+def agent_conditions(seen: AgentInput) -> dict[str, Verdict]:
+    """All conditions of an Agent, by type."""
+    hive = _hive_of_agent(seen)
+    ready = _agent_ready(seen, hive)
+    return {"Ready": ready, "Progressing": _progressing(seen, ready), "HiveReady": hive}
+
+
+def _hive_of_agent(seen: AgentInput) -> Verdict:
+    facts = seen.facts
+    if not facts.exists:
+        text = f"AgentHive {seen.hive!r} does not exist in this namespace; create it or correct spec.hiveRef.name"
+        return Verdict("False", "HiveMissing", text)
+    if facts.deleting:
+        return Verdict("False", "HiveDeleting", f"AgentHive {seen.hive!r} is being deleted")
+    if not facts.ready:
+        return Verdict("False", "HiveNotReady", f"AgentHive {seen.hive!r} is not ready: {facts.message}")
+    if facts.suspended:
+        return Verdict("True", "HiveSuspended", f"AgentHive {seen.hive!r} is suspended")
+    return Verdict("True", "HiveReady", f"AgentHive {seen.hive!r} is ready")
+
+
+def _agent_ready(seen: AgentInput, hive: Verdict) -> Verdict:
+    if seen.problem is not None:
+        return Verdict("False", seen.problem.reason, seen.problem.message)
+    rollout = seen.rollout
+    if hive.reason in {"HiveMissing", "HiveDeleting"} or (rollout is None and hive.status != "True"):
+        return Verdict("False", hive.reason, hive.message)
+    if rollout is None or not rollout.current:
+        return Verdict("False", "RollingOut", "the Deployment is being created or updated")
+    if rollout.desired == 0 and rollout.replicas == 0:
+        if seen.facts.suspended:
+            return Verdict("True", "Suspended", "the hive is suspended: no pod runs")
+        return Verdict("True", "ScaledToZero", "spec.replicas is 0: no pod runs")
+    if seen.failure is not None:
+        return Verdict("False", seen.failure.reason, seen.failure.message)
+    counted = f"{rollout.ready} of {rollout.desired} pods are ready"
+    if rollout.updated < rollout.desired or rollout.replicas != rollout.desired:
+        return Verdict("False", "RollingOut", f"{counted}, {rollout.updated} run the newest spec")
+    if rollout.ready < rollout.desired:
+        return Verdict("False", "PodsNotReady", counted)
+    return Verdict("True", "AllPodsReady", counted)
+
+
+def _progressing(seen: AgentInput, ready: Verdict) -> Verdict:
+    rollout = seen.rollout
+    if rollout is None:
+        return Verdict("False", "Waiting", ready.message)
+    if rollout.stalled:
+        return Verdict("False", "Stalled", rollout.stalled)
+    counted = f"{rollout.updated} of {rollout.desired} pods run the newest spec"
+    if not rollout.current or rollout.updated < rollout.desired or rollout.replicas > rollout.desired:
+        return Verdict("True", "RollingOut", counted)
+    return Verdict("False", "UpToDate", counted)
+
+
+# ---- what Deployments and pods tell
+
+_NOT_STARTED: Final = frozenset(
+    {
+        "ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable",
+        "CreateContainerConfigError", "CreateContainerError", "RunContainerError", "PreStartHookError",
+    }
+)  # fmt: skip
+
+
+def rollout_of(deployment: Mapping[str, Any]) -> Rollout:
+    """How far a Deployment is."""
+    status, spec = deployment.get("status") or {}, deployment["spec"]
+    stalled = next(
+        (
+            condition.get("message", "") or "the Deployment exceeded its progress deadline"
+            for condition in status.get("conditions") or ()
+            if condition["type"] == "Progressing" and condition["status"] == "False"
+        ),
+        "",
+    )
+    return Rollout(
+        desired=spec.get("replicas", 1),
+        replicas=status.get("replicas", 0),
+        updated=status.get("updatedReplicas", 0),
+        ready=status.get("readyReplicas", 0),
+        current=status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0),
+        stalled=stalled,
+    )
+
+
+def pod_failure(pods: Sequence[Mapping[str, Any]]) -> Problem | None:
+    """The most telling thing that keeps a pod from running, or None.
+
+    A container's last words (its termination message, where the runtime writes an import error) come before
+    anything else; then containers that cannot start, pods without a node, pods that were thrown out.
+    """
+    living = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+    for rule in (_last_words, _cannot_start, _no_node, _thrown_out):
+        for pod in living:
+            problem = rule(pod)
+            if problem is not None:
+                message = f"pod {pod['metadata']['name']}: {problem.message}"
+                return Problem(problem.reason, message[:MESSAGE_LIMIT])
+    return None
+
+
+def _containers(pod: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    status = pod.get("status") or {}
+    return [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+
+
+def _last_words(pod: Mapping[str, Any]) -> Problem | None:
+    for container in _containers(pod):
+        if container.get("ready"):
+            continue
+        state = container.get("state") or {}
+        ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated")
+        if not ended or ended.get("exitCode", 0) == 0:
+            continue
+        restarts = container.get("restartCount", 0)
+        how = f"container {container['name']} ended with exit code {ended.get('exitCode')}"
+        again = f" (restarted {restarts} times)" if restarts > 1 else ""
+        words = (ended.get("message") or "").strip() or ended.get("reason", "")
+        return Problem("ContainerFailed", f"{how}{again}: {words}" if words else f"{how}{again}")
+    return None
+
+
+def _cannot_start(pod: Mapping[str, Any]) -> Problem | None:
+    for container in _containers(pod):
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        reason = waiting.get("reason", "")
+        if reason in _NOT_STARTED or reason == "CrashLoopBackOff":
+            text = waiting.get("message", "")
+            return Problem("ContainerWaiting", f"container {container['name']}: {reason}{': ' if text else ''}{text}")
+    return None
+
+
+def _no_node(pod: Mapping[str, Any]) -> Problem | None:
+    for condition in (pod.get("status") or {}).get("conditions") or ():
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return Problem("Unschedulable", condition.get("message", "") or "no node fits")
+    return None
+
+
+def _thrown_out(pod: Mapping[str, Any]) -> Problem | None:
+    status = pod.get("status") or {}
+    if status.get("phase") != "Failed":
+        return None
+    return Problem("PodFailed", f"{status.get('reason', 'failed')}: {status.get('message', '')}".rstrip(": "))
