@@ -1,0 +1,335 @@
+"""The Kubernetes API as this operator uses it: a few verbs over plain objects.
+
+Objects are the dictionaries that the API serves. Only what the reconcilers need is here: get, list, watch of
+metadata, server-side apply, delete with a uid precondition, and a merge patch of the status. Connections, TLS and
+tokens are those of ``kubernetes.aio``.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+from urllib.parse import quote, urlencode
+
+import aiohttp
+import orjson
+from kubernetes.aio import client, config
+
+FIELD_MANAGER: Final = "agenthive-operator"
+GROUP: Final = "agenthive.dev"
+VERSION: Final = "v1alpha1"
+REQUEST_SECONDS: Final = 20.0
+WATCH_SILENCE_SECONDS: Final = 75.0
+PAGE: Final = 500
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One kind as the API addresses it."""
+
+    kind: str
+    plural: str
+    group: str = ""
+    version: str = "v1"
+
+    @property
+    def api_version(self) -> str:
+        """``group/version``, or the version alone for the core group."""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
+        """URL path of the collection, of one object, or of its subresource."""
+        parts = ["/apis" if self.group else "/api", self.api_version]
+        if namespace is not None:
+            parts += ["namespaces", quote(namespace, safe="")]
+        parts.append(self.plural)
+        if name is not None:
+            parts.append(quote(name, safe=""))
+        if subresource is not None:
+            parts.append(subresource)
+        return "/".join(parts)
+
+
+# rbac: agenthive.dev/agenthives get,list,watch,patch
+AGENT_HIVE: Final = Resource("AgentHive", "agenthives", GROUP, VERSION)
+# rbac: agenthive.dev/agenthives/status patch
+# rbac: agenthive.dev/agents get,list,watch
+AGENT: Final = Resource("Agent", "agents", GROUP, VERSION)
+# rbac: agenthive.dev/agents/status patch
+# rbac: apps/deployments get,list,watch,create,patch,delete
+DEPLOYMENT: Final = Resource("Deployment", "deployments", "apps")
+# rbac: apps/statefulsets get,list,watch,create,patch,delete
+STATEFUL_SET: Final = Resource("StatefulSet", "statefulsets", "apps")
+# rbac: core/pods list,watch
+POD: Final = Resource("Pod", "pods")
+# rbac: core/secrets get,list,watch,create,patch,delete
+SECRET: Final = Resource("Secret", "secrets")
+# rbac: core/configmaps get,list,watch,create,patch,delete
+CONFIG_MAP: Final = Resource("ConfigMap", "configmaps")
+# rbac: core/services get,list,watch,create,patch,delete
+SERVICE: Final = Resource("Service", "services")
+# rbac: core/events get,create,patch
+EVENT: Final = Resource("Event", "events")
+# rbac: discovery.k8s.io/endpointslices list
+ENDPOINT_SLICE: Final = Resource("EndpointSlice", "endpointslices", "discovery.k8s.io")
+# What kopf reads to find out which kinds and namespaces exist.
+# rbac: core/namespaces list,watch
+# rbac: apiextensions.k8s.io/customresourcedefinitions list,watch
+
+CUSTOM: Final = (AGENT_HIVE, AGENT)
+CHILDREN: Final = (DEPLOYMENT, STATEFUL_SET, SERVICE, SECRET, CONFIG_MAP, POD)
+"""Kinds watched by label, in the order in which a resync lists them."""
+BY_KIND: Final[Mapping[str, Resource]] = {
+    resource.kind: resource for resource in (*CUSTOM, *CHILDREN, EVENT, ENDPOINT_SLICE)
+}
+
+
+class ApiError(Exception):
+    """The API server refused a request, or could not be asked.
+
+    ``status`` is the HTTP status (0: no answer), ``reason`` the machine-readable word of the Status body and
+    ``retry_after`` the seconds the server asked to wait, if it did.
+    """
+
+    def __init__(self, status: int, reason: str, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(f"{status} {reason}: {message}" if status else f"{reason}: {message}")
+        self.status = status
+        self.reason = reason
+        self.message = message
+        self.retry_after = retry_after
+
+    @property
+    def transient(self) -> bool:
+        """Whether the same request may succeed a little later without anybody changing anything."""
+        return self.status in {0, 408, 409, 429} or self.status >= 500
+
+
+async def load_configuration() -> client.Configuration:
+    """Where the API server is and how to log in: KUBECONFIG (or ~/.kube/config), else the pod's service account.
+
+    Raises ``kubernetes.aio.config.ConfigException`` when neither is there.
+    """
+    load: Any = config  # the package carries no annotations
+    configuration = client.Configuration()
+    named = os.environ.get("KUBECONFIG", "").strip() or _default_kubeconfig()
+    if named:
+        await load.load_kube_config(config_file=named, client_configuration=configuration, persist_config=False)
+    else:
+        load.load_incluster_config(client_configuration=configuration)
+    return configuration
+
+
+def _default_kubeconfig() -> str:
+    path = Path("~/.kube/config").expanduser()
+    return str(path) if "KUBERNETES_SERVICE_HOST" not in os.environ and path.is_file() else ""
+
+
+class Kube:
+    """A connection to one API server. Use as an async context manager, or call ``aclose``."""
+
+    def __init__(self, configuration: client.Configuration) -> None:
+        self._api: Any = client.ApiClient(configuration)
+        self._api.user_agent = FIELD_MANAGER
+
+    @classmethod
+    async def connect(cls) -> Self:
+        """Connect as the environment says (see ``load_configuration``)."""
+        return cls(await load_configuration())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._api.close()
+
+    # ---- reading
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> Object | None:
+        """The object, or None when the server says that there is none. Any other failure raises ``ApiError``."""
+        try:
+            return await self._json("GET", resource.path(namespace, name))
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def list(
+        self, resource: Resource, namespace: str | None = None, *, labels: str = "", metadata_only: bool = False
+    ) -> tuple[list[Object], str]:
+        """All objects of a kind (in one namespace, matching a label selector) and the list's resourceVersion.
+
+        Pages are fetched until the last. A failure raises; it never looks like absence.
+        """
+        query = {"limit": str(PAGE)}
+        if labels:
+            query["labelSelector"] = labels
+        headers = _accept(metadata_only, listing=True)
+        items: list[Object] = []
+        while True:
+            page = await self._json("GET", resource.path(namespace), query, headers=headers)
+            if not isinstance(page.get("items"), list):
+                raise ApiError(0, "MalformedList", f"the list of {resource.plural} holds no items")
+            for item in page["items"]:
+                item.setdefault("apiVersion", resource.api_version)
+                item["kind"] = resource.kind  # lists leave it out, metadata-only lists say PartialObjectMetadata
+                items.append(item)
+            metadata = page.get("metadata") or {}
+            if not metadata.get("continue"):
+                return items, str(metadata.get("resourceVersion", ""))
+            query["continue"] = metadata["continue"]
+
+    async def watch(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        version: str,
+        *,
+        metadata_only: bool = False,
+        seconds: int = 270,
+    ) -> AsyncIterator[tuple[str, Object]]:
+        """Events (type, object) after ``version``, bookmarks included, until the server ends the stream.
+
+        Raises ``ApiError``; status 410 means that the version is too old and a new list is needed.
+        """
+        query = {
+            "watch": "true", "allowWatchBookmarks": "true", "resourceVersion": version, "timeoutSeconds": str(seconds),
+        }  # fmt: skip
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=REQUEST_SECONDS, sock_read=WATCH_SILENCE_SECONDS)
+        response = await self._request("GET", resource.path(namespace), query, _accept(metadata_only), None, timeout)
+        try:
+            async for line in response.content:
+                event = orjson.loads(line)
+                if event["type"] == "ERROR":
+                    status = event["object"]
+                    raise ApiError(int(status.get("code", 500)), status.get("reason", ""), status.get("message", ""))
+                event["object"]["kind"] = resource.kind
+                yield event["type"], event["object"]
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise ApiError(0, type(error).__name__, f"watch of {resource.plural}: {error}") from error
+        finally:
+            response.close()
+
+    # ---- writing
+
+    async def apply(self, body: Object, *, dry_run: bool = False) -> Object:
+        """Server-side apply of ``body`` as ``agenthive-operator``, taking over fields that others hold."""
+        resource, metadata = BY_KIND[body["kind"]], body["metadata"]
+        query = {"fieldManager": FIELD_MANAGER, "force": "true"} | ({"dryRun": "All"} if dry_run else {})
+        path = resource.path(metadata["namespace"], metadata["name"])
+        return await self._json("PATCH", path, query, body, content_type="application/apply-patch+yaml")
+
+    async def create(self, body: Object) -> Object:
+        """Create ``body``; 409 AlreadyExists raises ``ApiError``."""
+        path = BY_KIND[body["kind"]].path(body["metadata"]["namespace"])
+        return await self._json("POST", path, {"fieldManager": FIELD_MANAGER}, body)
+
+    async def delete(
+        self, resource: Resource, namespace: str, name: str, *, uid: str, propagation: str = "Background"
+    ) -> bool:
+        """Delete exactly the object with this uid. False when it is gone already, or another took its name."""
+        options = {
+            "apiVersion": "v1", "kind": "DeleteOptions",
+            "preconditions": {"uid": uid}, "propagationPolicy": propagation,
+        }  # fmt: skip
+        try:
+            await self._json("DELETE", resource.path(namespace, name), body=options)
+        except ApiError as error:
+            if error.status in {404, 409}:
+                return False
+            raise
+        return True
+
+    async def patch_status(self, owner: Object, patch: Object) -> Object:
+        """Merge-patch the status of ``owner`` (the object with exactly its uid)."""
+        return await self.merge_patch(owner, {"status": patch}, subresource="status")
+
+    async def merge_patch(self, target: Object, patch: Object, *, subresource: str | None = None) -> Object:
+        """Merge-patch the object with exactly the uid of ``target``; 409 when another has its name now."""
+        metadata = target["metadata"]
+        body = {**patch, "metadata": {**patch.get("metadata", {}), "uid": metadata["uid"]}}
+        path = BY_KIND[target["kind"]].path(metadata["namespace"], metadata["name"], subresource)
+        query = {"fieldManager": FIELD_MANAGER}
+        return await self._json("PATCH", path, query, body, content_type="application/merge-patch+json")
+
+    # ---- HTTP
+
+    async def _json(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Object | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        content_type: str = "application/json",
+    ) -> Object:
+        sent = dict(headers or {"Accept": "application/json"}) | {"Content-Type": content_type}
+        response = await self._request(method, path, query, sent, body, aiohttp.ClientTimeout(total=REQUEST_SECONDS))
+        try:
+            data = await response.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise ApiError(0, type(error).__name__, f"{method} {path}: {error}") from error
+        answer: Object = orjson.loads(data)
+        return answer
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        headers: Mapping[str, str],
+        body: Object | None,
+        timeout: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:
+        configuration = self._api.configuration
+        sent = {**self._api.default_headers, **headers}
+        await self._api.update_params_for_auth(sent, [], ["BearerToken"], path, method, body)
+        url = configuration.host + path + (f"?{urlencode(query)}" if query else "")
+        try:
+            answer = await self._api.rest_client.request(method, url, headers=sent, body=body, _request_timeout=timeout)
+            response: aiohttp.ClientResponse = answer.response
+            if response.status < 400:
+                return response
+            data = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise ApiError(0, type(error).__name__, f"{method} {path}: {error}") from error
+        raise _refusal(response, data, f"{method} {path}")
+
+
+def _accept(metadata_only: bool, *, listing: bool = False) -> dict[str, str]:
+    if not metadata_only:
+        return {"Accept": "application/json"}
+    kind = "PartialObjectMetadataList" if listing else "PartialObjectMetadata"
+    return {"Accept": f"application/json;as={kind};g=meta.k8s.io;v=v1,application/json"}
+
+
+def _refusal(response: aiohttp.ClientResponse, data: bytes, what: str) -> ApiError:
+    reason, message = response.reason or "", data[:500].decode(errors="replace")
+    try:
+        status = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        status = None  # a proxy's page rather than the API's Status: its text is the message
+    if isinstance(status, dict) and status.get("kind") == "Status":
+        reason, message = status.get("reason") or reason, status.get("message") or message
+    header = response.headers.get("Retry-After", "")
+    retry_after = float(header) if header.isdigit() else None
+    return ApiError(response.status, reason, f"{what}: {message}", retry_after=retry_after)
+
+
+def secret_data(secret: Object) -> dict[str, str]:
+    """The decoded values of a Secret; bytes that are no UTF-8 become replacement characters."""
+    values = secret.get("data") or {}
+    return {key: base64.b64decode(value or "").decode(errors="replace") for key, value in values.items()}
