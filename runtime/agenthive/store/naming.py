@@ -1,0 +1,42 @@
+"""Names inside PostgreSQL: the schema of a hive, identifiers, locks."""
+
+from __future__ import annotations
+
+import hashlib
+
+from agenthive.settings import HiveScope
+
+#: PostgreSQL cuts identifiers silently after this many bytes.
+MAX_IDENTIFIER = 63
+_HASH_DIGITS = 10
+
+
+def schema_name(scope: HiveScope) -> str:
+    """The PostgreSQL schema of a hive: ``ah_<instance>_<namespace>_<hive>``, at most 63 characters.
+
+    A dash becomes two underscores, so that the name needs no quotes in psql and no two hives share one: labels hold
+    no underscore, so a single one always separates. A name that is too long ends in a hash of the whole.
+    """
+    parts = (scope.instance, scope.namespace, scope.hive)
+    name = "ah_" + "_".join(part.replace("-", "__") for part in parts)
+    if len(name) <= MAX_IDENTIFIER:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:_HASH_DIGITS]
+    return f"{name[: MAX_IDENTIFIER - _HASH_DIGITS - 1]}_{digest}"
+
+
+def quote(identifier: str) -> str:
+    """``identifier`` as SQL writes it, quotes included.
+
+    Raises:
+        ValueError: it is empty, holds a NUL or is longer than PostgreSQL keeps.
+    """
+    if not identifier or "\0" in identifier or len(identifier.encode()) > MAX_IDENTIFIER:
+        raise ValueError(f"not a PostgreSQL identifier of 1 to {MAX_IDENTIFIER} bytes: {identifier!r}")
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+def lock_key(*parts: str) -> int:
+    """A key for ``pg_advisory_xact_lock``: the same for the same parts, in every process, signed 64 bits."""
+    digest = hashlib.blake2b("\0".join(("agenthive", *parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
