@@ -1,0 +1,336 @@
+"""The connections of one process: opening, sharing, repeating what is safe after a loss, clear errors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import ssl as tls
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+
+import asyncpg
+
+from agenthive.settings import PostgresPool
+from agenthive.store import codec
+from agenthive.store.errors import (
+    InvalidValue,
+    StoreAuthError,
+    StoreClosed,
+    StoreError,
+    StoreUnavailable,
+    is_collision,
+    is_connection_loss,
+    translate,
+)
+
+logger = logging.getLogger(__name__)
+
+Connection = Any  # a pool's connection proxy: asyncpg offers no type that fits both it and a plain connection
+T = TypeVar("T")
+
+CONNECT_SECONDS = 5.0
+ACQUIRE_SECONDS = 10.0
+STATEMENT_SECONDS = 30.0
+#: How long an operation keeps trying after the connection was lost: a restart of PostgreSQL fits in.
+RETRY_SECONDS = 30.0
+_COLLISIONS = 10
+_CLOSE_SECONDS = 5.0
+
+#: Parameters libpq knows and PostgreSQL does not: asyncpg would send them to the server, which refuses them.
+_LIBPQ_ONLY = frozenset({
+    "channel_binding", "client_encoding", "fallback_application_name", "gssencmode", "gssdelegation", "keepalives",
+    "keepalives_count", "keepalives_idle", "keepalives_interval", "load_balance_hosts", "require_auth", "sslcertmode",
+    "sslcompression", "sslsni", "tcp_user_timeout",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A PostgreSQL URL taken apart as far as the store needs it."""
+
+    dsn: str = field(repr=False)
+    where: str
+    statement_cache_size: int = 100
+    connect_seconds: float = CONNECT_SECONDS
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """Understand ``postgresql://user:password@host:port/database?parameters``.
+
+        Besides what asyncpg knows (``sslmode``, ``sslrootcert``, ``target_session_attrs`` …): ``connect_timeout``
+        (seconds) and ``statement_cache_size`` (0 behind a PgBouncer that pools transactions and is older than 1.21).
+
+        Raises:
+            InvalidValue: the URL is not one of PostgreSQL's; the text never repeats its password.
+        """
+        try:
+            parts = urlsplit(url)
+            port = parts.port if "," not in parts.netloc else None
+        except ValueError as error:
+            raise InvalidValue(f"the PostgreSQL URL cannot be read: {error}") from error
+        if parts.scheme not in {"postgresql", "postgres"}:
+            raise InvalidValue(
+                f"the PostgreSQL URL must start with postgresql://, not {(parts.scheme or 'nothing')!r}: "
+                "write postgresql://user:password@host:5432/database"
+            )
+        parameters = dict(parse_qsl(parts.query, keep_blank_values=True))
+        cache = _number(parameters.pop("statement_cache_size", "100"), "statement_cache_size")
+        timeout = _number(parameters.pop("connect_timeout", ""), "connect_timeout") or CONNECT_SECONDS
+        kept = {name: value for name, value in parameters.items() if name not in _LIBPQ_ONLY}
+        dsn = urlunsplit((parts.scheme, parts.netloc, parts.path, urlencode(kept), ""))
+        host = parts.netloc.rpartition("@")[2] or parameters.get("host", "localhost")
+        if port is None and ":" not in host:
+            host = f"{host}:5432"
+        return cls(dsn, f"{host}/{unquote(parts.path.lstrip('/'))}", int(cache), timeout)
+
+    def connect_arguments(self, application_name: str) -> dict[str, Any]:
+        """What ``asyncpg.connect`` and ``asyncpg.create_pool`` are called with."""
+        return {
+            "dsn": self.dsn,
+            "timeout": self.connect_seconds,
+            "command_timeout": STATEMENT_SECONDS,
+            "statement_cache_size": self.statement_cache_size,
+            # application_name is the one start-up parameter besides the usual that PgBouncer lets through, hence no
+            # search_path: every statement names its schema.
+            "server_settings": {"application_name": application_name[:63]},
+        }
+
+
+def _number(text: str, name: str) -> float:
+    if not text:
+        return 0.0
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if number < 0:
+        raise InvalidValue(f"the PostgreSQL URL's {name} must be a number from 0 up, not {text!r}")
+    return number
+
+
+if TYPE_CHECKING:
+    _Base = asyncpg.Connection[asyncpg.Record]
+else:
+    _Base = asyncpg.Connection  # generic in its stubs only
+
+
+class _PooledConnection(_Base):
+    """A connection that skips the session reset after a loan to the store's own lanes, which leave nothing behind."""
+
+    _clean = False
+
+    def leaves_clean(self, clean: bool) -> None:
+        """Say whether this loan leaves the session as it found it."""
+        self._clean = clean
+
+    def get_reset_query(self) -> str:
+        return "" if self._clean else super().get_reset_query()
+
+
+async def _prepare(connection: Any) -> None:
+    """Give a fresh connection the JSON codecs, for users' own SQL as for ours."""
+    for name in ("json", "jsonb"):
+        await connection.set_type_codec(name, schema="pg_catalog", encoder=codec.encode, decoder=codec.decode)
+
+
+def backoff(first: float = 0.05, most: float = 1.0) -> Iterator[float]:
+    """Endless delays in seconds, doubling from ``first`` to ``most``, with jitter so that pods do not come at once."""
+    delay = first
+    while True:
+        yield delay * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+        delay = min(delay * 2, most)
+
+
+async def connect_once(address: Address, application_name: str) -> asyncpg.Connection[asyncpg.Record]:
+    """One connection outside any pool: for migrations.
+
+    Raises:
+        StoreUnavailable, StoreAuthError, InvalidValue: as ``Database.connect``.
+    """
+    try:
+        return await asyncpg.connect(**address.connect_arguments(application_name))
+    except (OSError, TimeoutError, ValueError, tls.SSLError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise _connect_error(error, address) from error
+
+
+def _connect_error(error: BaseException, address: Address) -> Exception:
+    if isinstance(error, TimeoutError):
+        return StoreUnavailable(
+            f"PostgreSQL at {address.where} did not answer within {address.connect_seconds:g} s: "
+            "is the address right, is it running, does a network policy block it?"
+        )
+    if isinstance(error, tls.SSLError):
+        return StoreUnavailable(
+            f"PostgreSQL at {address.where}: TLS failed: {error}. Check sslmode and sslrootcert of the URL"
+        )
+    if isinstance(error, OSError):
+        return StoreUnavailable(
+            f"PostgreSQL at {address.where} cannot be reached: {error}. Is the address right, is it running?"
+        )
+    if isinstance(error, ValueError):  # asyncpg's ClientConfigurationError is one too
+        return InvalidValue(f"the PostgreSQL URL for {address.where} cannot be used: {error}")
+    return translate(error, address.where)
+
+
+class Database:
+    """The pool, and ``run``: one function on one connection, repeated as long as that is safe."""
+
+    def __init__(self, address: Address, pool: asyncpg.Pool[asyncpg.Record]) -> None:
+        self.address = address
+        self.pool = pool
+        self.closed = False
+
+    @classmethod
+    async def connect(
+        cls, url: str, *, pool: PostgresPool, application_name: str, wait_seconds: float = 0.0
+    ) -> Database:
+        """Open ``pool.min_size`` connections, at least one.
+
+        Args:
+            url: ``postgresql://…``; see ``Address.parse``.
+            pool: sizes.
+            application_name: what ``pg_stat_activity`` shows.
+            wait_seconds: how long to keep trying while the server cannot be reached.
+
+        Raises:
+            StoreUnavailable: not reachable, or no such database.
+            StoreAuthError: user or password refused.
+            InvalidValue: the URL or the sizes make no sense.
+        """
+        if pool.min_size > pool.max_size:
+            raise InvalidValue(f"postgres pool: minSize {pool.min_size} is more than maxSize {pool.max_size}")
+        address = Address.parse(url)
+        deadline = asyncio.get_running_loop().time() + wait_seconds
+        for delay in backoff():
+            try:
+                # A login first: a pool whose first connection fails would need clearing up, and min_size may be 0.
+                probe = await connect_once(address, application_name)
+                await probe.close(timeout=_CLOSE_SECONDS)
+                break
+            except StoreUnavailable:
+                if asyncio.get_running_loop().time() + delay > deadline:
+                    raise
+                await asyncio.sleep(delay)
+        try:
+            opened = await asyncpg.create_pool(
+                **address.connect_arguments(application_name),
+                min_size=pool.min_size,
+                max_size=pool.max_size,
+                connection_class=_PooledConnection,
+                init=_prepare,
+            )
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise _connect_error(error, address) from error
+        return cls(address, opened)
+
+    async def run(
+        self,
+        work: Callable[[Connection], Awaitable[T]],
+        *,
+        retry: bool = True,
+        deadline: float | None = None,
+    ) -> T:
+        """Call ``work`` with a connection of the pool.
+
+        Args:
+            work: statements that leave no session state behind (no advisory locks, no SET), since the session is not
+                reset afterwards. Errors of the caller's data pass through untranslated.
+            retry: repeat after a lost connection, which may have happened after the commit: only for work that does
+                no harm when done twice.
+            deadline: when to give up, in the loop's time; RETRY_SECONDS from now by default. ``work`` runs at least
+                once.
+
+        Raises:
+            StoreUnavailable, StoreAuthError: no connection, and no sense in waiting longer.
+        """
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + RETRY_SECONDS if deadline is None else deadline
+        collisions = 0
+        for delay in backoff():
+            try:
+                async with self._lend() as connection:
+                    return await work(connection)
+            except Exception as error:
+                if is_collision(error) and collisions < _COLLISIONS:
+                    collisions += 1
+                    continue
+                if isinstance(error, StoreAuthError) or not _is_loss(error):
+                    raise
+                if self.closed or not retry or loop.time() + delay > give_up:
+                    raise translate(error, self.address.where) from error
+            await asyncio.sleep(delay)
+        raise AssertionError("backoff() is endless")  # pragma: no cover
+
+    def explain(self, error: BaseException) -> StoreError:
+        """The store's own error for what a statement raised."""
+        return translate(error, self.address.where)
+
+    @contextlib.contextmanager
+    def translating(self) -> Iterator[None]:
+        """Raise what PostgreSQL raises inside as the store's own errors."""
+        try:
+            yield
+        except (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            if isinstance(error, StoreError):
+                raise
+            raise self.explain(error) from error
+
+    def _lend(self) -> _Loan:
+        if self.closed:
+            raise StoreClosed("the store of this process was closed")
+        return _Loan(self)
+
+    async def aclose(self, timeout: float = _CLOSE_SECONDS) -> None:
+        """Close the connections; those still in use after ``timeout`` seconds are cut."""
+        self.closed = True
+        try:
+            async with asyncio.timeout(timeout):
+                await self.pool.close()
+        except TimeoutError:
+            self.pool.terminate()
+
+
+def _is_loss(error: BaseException) -> bool:
+    return isinstance(error, StoreUnavailable) or is_connection_loss(error)
+
+
+class _Loan:
+    """A pooled connection for the length of an ``async with``."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._connection: Any = None
+        self._leaves_clean: Callable[[bool], None]
+
+    async def __aenter__(self) -> Connection:
+        database = self._database
+        try:
+            self._connection = await database.pool.acquire(timeout=ACQUIRE_SECONDS)
+        except TimeoutError as error:
+            if database.pool.get_size() >= database.pool.get_max_size():
+                raise StoreUnavailable(
+                    f"none of the {database.pool.get_max_size()} connections to PostgreSQL at "
+                    f"{database.address.where} became free within {ACQUIRE_SECONDS:g} s: "
+                    "return them sooner or raise spec.postgres.pool.maxSize"
+                ) from error
+            raise _connect_error(error, database.address) from error
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise _connect_error(error, database.address) from error
+        # The method of the connection itself: its proxy lets go of it when it is lost.
+        self._leaves_clean = self._connection.leaves_clean
+        return self._connection
+
+    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
+        # A reset costs a round trip; after an error the session may be in any state, so it is worth one.
+        self._leaves_clean(kind is None)
+        try:
+            await self._database.pool.release(self._connection)
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            # The pool has thrown the connection away. What the work itself did, or raised, is what counts.
+            logger.debug("a connection was lost when it was returned", exc_info=True)
+        finally:
+            self._leaves_clean(False)
