@@ -1,0 +1,132 @@
+"""``Store``: what an agent process keeps in PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import date
+from types import TracebackType
+from typing import Self
+
+import asyncpg
+
+from agenthive.settings import HiveScope, PostgresPool
+from agenthive.store.codec import check_key
+from agenthive.store.database import Database
+from agenthive.store.errors import StoreUnavailable
+from agenthive.store.messages import MessageLog, checked_policy
+from agenthive.store.metrics import MetricsStore
+from agenthive.store.migrate import applied_versions, require_current
+from agenthive.store.naming import schema_name
+from agenthive.store.state import StateLanes, StateStore
+
+CLOSE_SECONDS = 10.0
+PING_SECONDS = 2.0
+
+
+class Store:
+    """The hive's schema, seen by one agent process.
+
+    Attributes:
+        schema: name of the PostgreSQL schema, unquoted.
+        state: documents of this agent; ``state.shared`` and ``state.for_agent()`` lead to the others.
+        metrics: the hive's ``agent_metrics``.
+        messages: the log of what became of messages.
+        pool: the asyncpg pool, for SQL of one's own; JSON columns come as Python values. ``search_path`` is not set:
+            name the schema.
+    """
+
+    def __init__(self, database: Database, schema: str, agent: str, *, message_log: str = "failures") -> None:
+        self._database = database
+        self._lanes = StateLanes(database, schema)
+        self.schema = schema
+        self.state = StateStore(self._lanes, check_key(agent, "agent"))
+        self.metrics = MetricsStore(database, schema)
+        self.messages = MessageLog(database, schema, agent, policy=checked_policy(message_log))
+
+    @classmethod
+    async def connect(
+        cls,
+        url: str,
+        scope: HiveScope,
+        *,
+        agent: str,
+        pool: PostgresPool = PostgresPool(),  # noqa: B008 - immutable
+        application_name: str = "agenthive",
+        message_log: str = "failures",
+        wait_seconds: float = 0.0,
+    ) -> Self:
+        """Open the pool and check that the hive's schema is the one this code needs.
+
+        Args:
+            url: ``postgresql://user:password@host:port/database?…`` with libpq's parameters; ``connect_timeout`` in
+                seconds, ``statement_cache_size=0`` behind a PgBouncer before 1.21 that pools transactions.
+            scope: the hive.
+            agent: whose ``state`` this is.
+            pool: sizes of the pool.
+            application_name: what ``pg_stat_activity`` shows.
+            message_log: ``failures`` or ``all``.
+            wait_seconds: how long to keep trying while PostgreSQL cannot be reached.
+
+        Raises:
+            StoreUnavailable: PostgreSQL cannot be reached, or has no such database.
+            StoreAuthError: it refused user or password.
+            SchemaMissing: the hive's schema is not there or too old; the text says how to upgrade it.
+            SchemaTooNew: this code is too old for the schema.
+            InvalidValue: an argument makes no sense.
+        """
+        checked_policy(message_log)
+        schema = schema_name(scope)
+        database = await Database.connect(url, pool=pool, application_name=application_name, wait_seconds=wait_seconds)
+        try:
+            with database.translating():
+                applied = await database.run(lambda connection: applied_versions(connection, schema))
+            require_current(max(applied, default=0), schema, database.address.where)
+            return cls(database, schema, agent, message_log=message_log)
+        except BaseException:
+            await database.aclose()
+            raise
+
+    @property
+    def pool(self) -> asyncpg.Pool[asyncpg.Record]:
+        """The asyncpg pool."""
+        return self._database.pool
+
+    async def ping(self, timeout: float = PING_SECONDS) -> None:
+        """Ask the server for an answer, once: for a readiness probe.
+
+        Raises:
+            StoreUnavailable: none came within ``timeout`` seconds.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                with self._database.translating():
+                    await self._database.run(lambda connection: connection.execute("SELECT 1"), retry=False)
+        except TimeoutError as error:
+            raise StoreUnavailable(
+                f"PostgreSQL at {self._database.address.where} did not answer within {timeout:g} s"
+            ) from error
+
+    async def maintain(self, *, today: date | None = None) -> list[str]:
+        """Housekeeping, to be called daily: partitions ahead, expired documents. Returns the partitions it made.
+
+        Raises:
+            StorePermissionError: the role does not own the tables.
+            StoreUnavailable: PostgreSQL did not come back within 30 s.
+        """
+        made = await self.metrics.maintain(today=today)
+        while await self._lanes.purge_expired():
+            pass
+        return made
+
+    async def aclose(self, timeout: float = CLOSE_SECONDS) -> None:
+        """Write what waits, then close the pool; what is not written after ``timeout`` seconds fails or is dropped."""
+        await asyncio.gather(self._lanes.aclose(timeout), self.metrics.aclose(timeout), self.messages.aclose(timeout))
+        await self._database.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
