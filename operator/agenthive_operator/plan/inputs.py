@@ -1,0 +1,51 @@
+"""What the planners know beside the resources themselves: everything that was read or minted outside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from agenthive_operator.plan.references import Reference
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedServer:
+    """A managed server as it stands.
+
+    Attributes:
+        password: The password in the server's Secret, or a fresh one where there is no Secret yet. Required for a
+            managed server: minting is I/O and happens once, outside the plan.
+        claim_size: Size in the volumeClaimTemplates of the StatefulSet that exists; None where there is none.
+            Templates are immutable: a larger size goes to the claim itself (``plan_claims``).
+    """
+
+    password: str | None = None
+    claim_size: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedHive:
+    """What ``plan_hive`` knows beside the hive."""
+
+    redis: ObservedServer = ObservedServer()
+    postgres: ObservedServer = ObservedServer()
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedAgent:
+    """What ``plan_agent`` knows beside the Agent and its hive.
+
+    Attributes:
+        instance_id: The hive's instance id in force.
+        redis_url: Validated URL of the bus; it goes into the Agent's Secret.
+        postgres_url: Validated URL of the store.
+        runtime_image: Image of agents for which neither the Agent nor its hive names one.
+        digests: Digest (``checksum.digest``) of the data of each Secret and ConfigMap that the pods use, by
+            ``references.agent_references``; what does not exist is left out. A change rolls the pods.
+    """
+
+    instance_id: str
+    redis_url: str
+    postgres_url: str
+    runtime_image: str
+    digests: Mapping[Reference, str] = field(default_factory=dict)

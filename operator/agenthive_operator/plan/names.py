@@ -1,0 +1,94 @@
+"""Names, labels and owner references of the objects that the operator makes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from agenthive_operator.api.agent import Agent
+from agenthive_operator.api.hive import AgentHive
+
+Component = Literal["redis", "postgres", "agent"]
+
+FIELD_MANAGER = "agenthive-operator"
+FINALIZER = "agenthive.dev/cleanup"
+CHECKSUM_ANNOTATION = "agenthive.dev/checksum"
+
+MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
+COMPONENT_LABEL = "app.kubernetes.io/component"
+HIVE_LABEL = "agenthive.dev/hive"
+AGENT_LABEL = "agenthive.dev/agent"
+MANAGED_BY = "agenthive-operator"
+
+
+def server_name(hive: str, component: Component) -> str:
+    """Name of the StatefulSet, Service, Secret and ConfigMap of a hive's managed server."""
+    return f"{hive}-{component}"
+
+
+def agent_secret_name(agent: str) -> str:
+    """Name of the Secret with the connections of ``agent``."""
+    return f"{agent}-agenthive"
+
+
+def claim_name(hive: str, component: Component) -> str:
+    """Name of the volume claim that the StatefulSet controller makes for a managed server."""
+    return f"data-{server_name(hive, component)}-0"
+
+
+def labels(hive: str, component: Component, agent: str | None = None) -> dict[str, str]:
+    """The labels that every child carries."""
+    result = {
+        "app.kubernetes.io/name": "agenthive",
+        "app.kubernetes.io/instance": hive,
+        COMPONENT_LABEL: component,
+        MANAGED_BY_LABEL: MANAGED_BY,
+        HIVE_LABEL: hive,
+    }
+    if agent is not None:
+        result[AGENT_LABEL] = agent
+    return result
+
+
+def server_selector(hive: str, component: Component) -> dict[str, str]:
+    """What selects the pods of a managed server; immutable in a StatefulSet."""
+    return {HIVE_LABEL: hive, COMPONENT_LABEL: component}
+
+
+def agent_selector(hive: str, agent: str) -> dict[str, str]:
+    """What selects the pods of an agent; immutable in a Deployment."""
+    return {HIVE_LABEL: hive, AGENT_LABEL: agent}
+
+
+def selector_string(selector: dict[str, str]) -> str:
+    """``selector`` in the form of ``status.selector``, which the scale subresource hands to autoscalers."""
+    return ",".join(f"{key}={value}" for key, value in sorted(selector.items()))
+
+
+def hive_child(api_version: str, kind: str, hive: AgentHive, component: Component, **fields: Any) -> dict[str, Any]:
+    """A child of ``hive`` for one of its servers: identity, labels and owner, then ``fields``."""
+    return {
+        "apiVersion": api_version,
+        "kind": kind,
+        "metadata": {
+            "name": server_name(hive.metadata.name, component),
+            "namespace": hive.metadata.namespace,
+            "labels": labels(hive.metadata.name, component),
+            "ownerReferences": [hive.owner()],
+        },
+        **fields,
+    }
+
+
+def agent_child(api_version: str, kind: str, name: str, agent: Agent, **fields: Any) -> dict[str, Any]:
+    """A child of ``agent`` called ``name``: identity, labels and owner, then ``fields``."""
+    return {
+        "apiVersion": api_version,
+        "kind": kind,
+        "metadata": {
+            "name": name,
+            "namespace": agent.metadata.namespace,
+            "labels": labels(agent.spec.hive_ref.name, "agent", agent.metadata.name),
+            "ownerReferences": [agent.owner()],
+        },
+        **fields,
+    }
