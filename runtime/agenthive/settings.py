@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic.alias_generators import to_camel
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -139,7 +139,14 @@ class Settings(BaseSettings):
     bind: str = "0.0.0.0"  # noqa: S104 - probes reach a pod from the node
     http_port: int = Field(DEFAULT_HTTP_PORT, ge=0, le=65_535)
     termination_log: str = "/dev/termination-log"
-    log_level: str = "INFO"
+    log_level: Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
+    log_format: Annotated[str, Field(pattern="^(auto|json|text)$")] = "auto"
+
+    @field_validator("capabilities", "topics", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """In the environment a list is written ``a,b``."""
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @property
     def scope(self) -> HiveScope:

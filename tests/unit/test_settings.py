@@ -1,0 +1,43 @@
+"""The environment of an agent process."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from agenthive.settings import Messaging, Settings
+
+
+def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "HIVE": "demo",
+        "CAPABILITIES": "gpu, fast,",
+        "TOPICS": "",
+        "MESSAGING": '{"maxRetries": 7}',
+        "REDIS_URL": "redis://:secret@host/0",
+        "CONCURRENCY": "3",
+    }.items():
+        monkeypatch.setenv(f"AGENTHIVE_{name}", value)
+    settings = Settings()
+    assert settings.capabilities == ("gpu", "fast")
+    assert settings.topics == ()
+    assert settings.messaging == Messaging(max_retries=7)
+    assert settings.concurrency == 3
+    assert settings.scope.hive == "demo"
+    assert "secret" not in repr(settings)
+
+
+def test_replace_validates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTHIVE_REDIS_URL", "redis://:secret@host/0")
+    settings = Settings().replace(concurrency=5, hive="other")
+    assert (settings.concurrency, settings.hive) == (5, "other")
+    assert settings.redis_url.get_secret_value() == "redis://:secret@host/0"
+    with pytest.raises(ValidationError, match="concurrency"):
+        settings.replace(concurrency=0)
+
+
+@pytest.mark.parametrize(("name", "value"), [("LOG_LEVEL", "LOUD"), ("LOG_FORMAT", "xml"), ("HTTP_PORT", "70000")])
+def test_nonsense_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"AGENTHIVE_{name}", value)
+    with pytest.raises(ValidationError, match=name.lower()):
+        Settings()
