@@ -1,0 +1,270 @@
+"""What a handler gets besides its message: the bus, the store, a log, and where it is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from agenthive.protocol import AgentMessage, DeliveryOptions, MessagePriority
+
+if TYPE_CHECKING:
+    from agenthive.bus import Bus
+    from agenthive.settings import Settings
+    from agenthive.store import MetricsStore, StateStore, Store
+
+T = TypeVar("T")
+
+#: How long ``ctx.ask`` waits for a reply unless told otherwise, seconds.
+ASK_SECONDS = 30.0
+
+#: The message being handled here, for the log; tasks and threads a handler starts inherit it.
+current: ContextVar[Context | None] = ContextVar("agenthive_current", default=None)
+
+
+class StoreNotConfigured(RuntimeError):  # noqa: N818 - names the state, as StoreUnavailable does
+    """The agent asked for the store and runs without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What all contexts of one process share."""
+
+    agent: str
+    settings: Settings
+    bus: Bus
+    store: Store | None
+    log: logging.Logger
+    loop: asyncio.AbstractEventLoop
+
+
+class AgentContext:
+    """The surroundings of an agent's process; start and stop hooks get this one."""
+
+    __slots__ = ("_resources",)
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+
+    @property
+    def agent(self) -> str:
+        """The name this agent receives messages under."""
+        return self._resources.agent
+
+    @property
+    def settings(self) -> Settings:
+        """The environment of this process."""
+        return self._resources.settings
+
+    @property
+    def log(self) -> logging.Logger:
+        """A logger; each line carries the agent, and inside a handler the message's id and type."""
+        return self._resources.log
+
+    @property
+    def bus(self) -> Bus:
+        """The bus: for what ``send`` and ``ask`` do not cover."""
+        return self._resources.bus
+
+    @property
+    def store(self) -> Store:
+        """The store; ``ctx.store.pool`` is an asyncpg pool for SQL of your own.
+
+        Raises:
+            StoreNotConfigured: this process has no PostgreSQL.
+        """
+        store = self._resources.store
+        if store is None:
+            raise StoreNotConfigured(
+                f"agent {self._resources.agent} runs without a store: set AGENTHIVE_POSTGRES_URL "
+                "(in a hive the operator does)"
+            )
+        return store
+
+    @property
+    def state(self) -> StateStore:
+        """This agent's versioned JSON documents.
+
+        Raises:
+            StoreNotConfigured: this process has no PostgreSQL.
+        """
+        return self.store.state
+
+    @property
+    def metrics(self) -> MetricsStore:
+        """Figures kept in ``agent_metrics``.
+
+        Raises:
+            StoreNotConfigured: this process has no PostgreSQL.
+        """
+        return self.store.metrics
+
+    async def send(
+        self,
+        to: str,
+        message_type: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        priority: MessagePriority | int = MessagePriority.MEDIUM,
+        ttl: float | None = None,
+        delay: float | None = None,
+        message_id: str | None = None,
+        **options: Any,
+    ) -> str:
+        """Put a message into ``to``'s queue and return its id once Redis has it.
+
+        Args:
+            to: name of the receiving agent; it need not run yet.
+            message_type: which of its handlers is meant.
+            body: anything JSON can hold, at most 1 MiB.
+            priority: LOW 1, MEDIUM 2 (default), HIGH 3, CRITICAL 4.
+            ttl: seconds until the message expires unhandled; None takes the hive's ``messaging.ttlSeconds``.
+            delay: seconds before it may be handled; its ttl counts from then.
+            message_id: an id of your own; None makes one.
+            options: fields of ``DeliveryOptions``, such as ``max_retries=0``.
+
+        Raises:
+            pydantic.ValidationError: a field is empty, unknown, too large or no JSON.
+            agenthive.bus.QueueFull: the queue stayed full until the sender's deadline.
+            agenthive.bus.BusUnavailable: Redis does not answer; whether it has the message is unknown.
+        """
+        message = self.message_to(
+            to, message_type, body, priority=priority, ttl=ttl, delay=delay, message_id=message_id, **options
+        )
+        return await self._resources.bus.send(message)
+
+    async def ask(
+        self,
+        to: str,
+        message_type: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = ASK_SECONDS,
+        priority: MessagePriority | int = MessagePriority.MEDIUM,
+        **options: Any,
+    ) -> Any:
+        """Send a message and return what its handler returned.
+
+        Args:
+            timeout: seconds to wait; the message expires with it.
+            to: as in ``send``, as are the others.
+
+        Raises:
+            agenthive.bus.RequestTimeout: no reply in time; says what became of the message.
+            agenthive.bus.RequestFailed: the message was given up; carries the handler's error.
+            Exception: as in ``send``.
+        """
+        reply = await self.request(to, message_type, body, timeout=timeout, priority=priority, **options)
+        return reply.body.get("result")
+
+    async def request(
+        self,
+        to: str,
+        message_type: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = ASK_SECONDS,
+        priority: MessagePriority | int = MessagePriority.MEDIUM,
+        **options: Any,
+    ) -> AgentMessage:
+        """As ``ask``, but return the whole reply message."""
+        message = self.message_to(to, message_type, body, priority=priority, ttl=timeout, **options)
+        return await self._resources.bus.request(message, timeout)
+
+    async def gather(
+        self,
+        to: str,
+        message_type: str,
+        bodies: Iterable[Mapping[str, Any]],
+        *,
+        timeout: float = ASK_SECONDS,
+        return_exceptions: bool = False,
+        **options: Any,
+    ) -> list[Any]:
+        """``ask`` once for each of ``bodies``, all at the same time; results in the same order.
+
+        Args:
+            return_exceptions: put an error in its place in the list; otherwise the first one is raised and the
+                others are no longer waited for.
+        """
+        asking = [
+            asyncio.ensure_future(self.ask(to, message_type, body, timeout=timeout, **options)) for body in bodies
+        ]
+        try:
+            return await asyncio.gather(*asking, return_exceptions=return_exceptions)
+        finally:
+            for task in asking:
+                task.cancel()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """For a ``def`` handler, which cannot await: ``ctx.run(ctx.send(…))`` runs it on the event loop and waits.
+
+        Raises:
+            RuntimeError: called on the event loop itself, where ``await`` is the way.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run_coroutine_threadsafe(work, self._resources.loop).result()
+        work.close()
+        raise RuntimeError("ctx.run(…) is for `def` handlers; in an `async def` write `await` instead")
+
+    def message_to(
+        self,
+        to: str,
+        message_type: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        priority: MessagePriority | int = MessagePriority.MEDIUM,
+        ttl: float | None = None,
+        delay: float | None = None,
+        message_id: str | None = None,
+        **options: Any,
+    ) -> AgentMessage:
+        """The message that ``send`` with the same arguments sends; a handler's carries correlation and trace."""
+        resources = self._resources
+        fields: dict[str, Any] = {
+            "from_agent": resources.agent,
+            "to_agent": to,
+            "message_type": message_type,
+            "body": {} if body is None else dict(body),
+            "priority": priority,
+            "ttl": resources.settings.messaging.ttl_seconds if ttl is None else ttl,
+            **self._origin(),
+        }
+        if message_id is not None:
+            fields["message_id"] = message_id
+        if delay:
+            options["not_before"] = datetime.now(UTC) + timedelta(seconds=delay)
+        if options:
+            fields["delivery_options"] = DeliveryOptions(**options)
+        return AgentMessage(**fields)
+
+    def _origin(self) -> dict[str, Any]:
+        """What ties a message to the one it was sent because of: nothing, outside a handler."""
+        return {}
+
+
+class Context(AgentContext):
+    """What one handling gets: its message and everything in ``AgentContext``."""
+
+    __slots__ = ("attempt", "message")
+
+    def __init__(self, resources: Resources, message: AgentMessage, attempt: int) -> None:
+        self._resources = resources
+        #: The message being handled.
+        self.message = message
+        #: 1 for the first handling of this message, one more for each that failed or crashed before.
+        self.attempt = attempt
+
+    def __repr__(self) -> str:
+        message = self.message
+        return f"Context({message.to_agent}, {message.message_type} {message.message_id}, attempt {self.attempt})"
+
+    def _origin(self) -> dict[str, Any]:
+        cause = self.message
+        return {"correlation_id": cause.correlation_id or cause.message_id, "traceparent": cause.traceparent}

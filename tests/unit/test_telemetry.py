@@ -1,0 +1,111 @@
+"""Figures and logs of an agent process."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from agenthive import logs
+from agenthive.context import current
+from agenthive.telemetry import DELIVERED, FAILED, Telemetry
+
+
+def samples(figures: Telemetry) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    families = text_string_to_metric_families(figures.exposition().decode())
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_everything_counted_is_exposed() -> None:
+    figures = Telemetry("a", in_flight=lambda: 4, concurrency=10)
+    of_type = figures.for_type("x")
+    assert figures.for_type("x") is of_type
+    of_type.results[DELIVERED] += 3
+    of_type.results[FAILED] += 1
+    for seconds in (0.0005, 0.001, 0.02, 1000):
+        of_type.observe(seconds)
+    figures.claims, figures.claimed = 2, 4
+    figures.bus_errors["claim"] += 5
+    found = samples(figures)
+    agent, kind = ("agent", "a"), ("type", "x")
+    assert found["agenthive_messages_handled_total", (agent, ("result", "delivered"), kind)] == 3
+    assert found["agenthive_messages_handled_total", (agent, ("result", "failed"), kind)] == 1
+    assert found["agenthive_handler_seconds_count", (agent, kind)] == 4
+    assert found["agenthive_handler_seconds_sum", (agent, kind)] == pytest.approx(1000.0215)
+    assert found["agenthive_handler_seconds_bucket", (agent, ("le", "0.001"), kind)] == 2
+    assert found["agenthive_handler_seconds_bucket", (agent, ("le", "300.0"), kind)] == 3
+    assert found["agenthive_handler_seconds_bucket", (agent, ("le", "+Inf"), kind)] == 4
+    assert found["agenthive_in_flight", (agent,)] == 4
+    assert found["agenthive_concurrency", (agent,)] == 10
+    assert found["agenthive_claims_total", (agent,)] == 2
+    assert found["agenthive_claimed_messages_total", (agent,)] == 4
+    assert found["agenthive_bus_errors_total", (agent, ("operation", "claim"))] == 5
+    assert ("process_resident_memory_bytes", ()) in found, "what the process itself registers is there too"
+
+
+@pytest.fixture
+def root_logger() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("root_logger")
+def test_a_log_line_is_json_with_the_ids_of_the_message_in_hand() -> None:
+    stream = io.StringIO()
+    logs.configure("info", "json", {"agent": "a", "pod": "p"}, stream)
+    logger = logging.getLogger("agent.a")
+    logger.debug("unseen")
+    logger.info("plain %d", 1)
+    token = current.set(
+        SimpleNamespace(message=SimpleNamespace(message_id="m1", message_type="x"), attempt=2)  # type: ignore[arg-type]
+    )
+    try:
+        raise ValueError("wrong")
+    except ValueError:
+        logger.exception("broken", extra={"topic": "bees", "odd": object()})
+    finally:
+        current.reset(token)
+    plain, broken = (json.loads(line) for line in stream.getvalue().splitlines())
+    assert plain.pop("time").endswith("+00:00")
+    assert plain == {"level": "info", "logger": "agent.a", "message": "plain 1", "agent": "a", "pod": "p"}
+    assert (broken["message_id"], broken["message_type"], broken["attempt"]) == ("m1", "x", 2)
+    assert broken["topic"] == "bees"
+    assert broken["exception"].endswith("ValueError: wrong")
+
+
+@pytest.mark.usefixtures("root_logger")
+def test_a_terminal_gets_text_and_anything_else_json() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal, file = Terminal(), io.StringIO()
+    token = current.set(
+        SimpleNamespace(message=SimpleNamespace(message_id="m1", message_type="x"), attempt=1)  # type: ignore[arg-type]
+    )
+    try:
+        for stream in (terminal, file):
+            logs.configure("INFO", "auto", {}, stream)
+            logging.getLogger("agent.a").info("hello")
+    finally:
+        current.reset(token)
+    assert terminal.getvalue().rstrip().endswith("agent.a  hello  [x m1]")
+    assert json.loads(file.getvalue())["message"] == "hello"
+
+
+def test_logging_needs_no_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "agenthive.context")
+    assert logs.current_message() is None
