@@ -1,0 +1,371 @@
+"""What the API server must refuse, and what it must take: each CEL rule and each bound, as data.
+
+``CASES`` holds ``(name, kind, old, new, message)``. Without ``old`` a case creates ``new``; with it, ``old`` is created
+(a ``status`` in it is written through ``/status``) and then replaced by ``new``. ``message`` is part of the text of the
+422 that has to come, or None where the object has to be taken. Objects have no namespace: the runner chooses one.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple
+
+API_VERSION = "agenthive.dev/v1alpha1"
+
+Manifest = dict[str, Any]
+
+
+class Case(NamedTuple):
+    """One attempt and what has to come of it."""
+
+    name: str
+    kind: str
+    old: Manifest | None
+    new: Manifest
+    message: str | None
+
+
+def hive(name: str = "demo", *, status: Manifest | None = None, **spec: Any) -> Manifest:
+    """An AgentHive called ``name`` with ``spec``."""
+    manifest = {"apiVersion": API_VERSION, "kind": "AgentHive", "metadata": {"name": name}, "spec": spec}
+    if status is not None:
+        manifest["status"] = status
+    return manifest
+
+
+def agent(name: str = "worker", **spec: Any) -> Manifest:
+    """An Agent called ``name``; a field given as None is left out of the valid spec that it starts from."""
+    full = {"hiveRef": {"name": "demo"}, "entrypoint": "worker:agent"} | spec
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "Agent",
+        "metadata": {"name": name},
+        "spec": {key: value for key, value in full.items() if value is not None},
+    }
+
+
+def managed(server: str, **fields: Any) -> Manifest:
+    """A hive whose ``server`` (redis or postgres) is managed with ``fields``."""
+    return hive(**{server: {"managed": fields}})
+
+
+def external(server: str, **more: Any) -> Manifest:
+    """A hive whose ``server`` is external."""
+    return hive(**{server: {"external": {"urlSecretRef": {"name": "urls", "key": "url"}}} | more})
+
+
+def containers(*items: Manifest, key: str = "containers") -> Manifest:
+    """An agent whose podTemplate has these containers."""
+    return agent(podTemplate={"spec": {key: list(items)}})
+
+
+def without(manifest: Manifest, *path: str) -> Manifest:
+    """``manifest`` without the field at ``path``."""
+    result = copy.deepcopy(manifest)
+    target = result
+    for key in path[:-1]:
+        target = target[key]
+    del target[path[-1]]
+    return result
+
+
+def create(name: str, new: Manifest, message: str | None = None) -> Case:
+    """``new`` is created."""
+    return Case(name, new["kind"], None, new, message)
+
+
+def update(name: str, old: Manifest, new: Manifest, message: str | None = None) -> Case:
+    """``old`` becomes ``new``."""
+    return Case(name, new["kind"], old, new, message)
+
+
+NAME_OF_HIVE = "name the hive with at most 40 lower-case letters"
+NAME_OF_AGENT = "name the Agent with at most 47 lower-case letters"
+RESERVED = "AGENTHIVE_* and POD_IP are set by the operator"
+OWN_LABELS = "choose other labels"
+EITHER_SERVER = "set either managed (a server that the operator runs) or external"
+
+HIVE_NAMES = [
+    create("hive: name of 40", hive("h" * 40)),
+    create("hive: name of 41", hive("h" * 41), NAME_OF_HIVE),
+    create("hive: name with a dot", hive("a.b"), NAME_OF_HIVE),
+    create("hive: name that starts with a digit", hive("1st"), NAME_OF_HIVE),
+    create("hive: no spec at all", without(hive(), "spec")),
+]
+
+
+def server_cases(server: str) -> list[Case]:
+    """The rules that Redis and PostgreSQL share."""
+    small = managed(server, storage={"size": "2Gi"})
+    return [
+        create(f"{server}: managed", small),
+        create(f"{server}: external", external(server)),
+        create(f"{server}: managed and external", external(server, managed={}), EITHER_SERVER),
+        create(
+            f"{server}: external without urlSecretRef", hive(**{server: {"external": {}}}), "urlSecretRef: Required"
+        ),
+        create(
+            f"{server}: external without a name of the Secret",
+            hive(**{server: {"external": {"urlSecretRef": {"key": "uri"}}}}),
+            "urlSecretRef.name: Required",
+        ),
+        create(f"{server}: ephemeral", managed(server, ephemeral=True)),
+        create(
+            f"{server}: ephemeral with storage",
+            managed(server, ephemeral=True, storage={"size": "1Gi"}),
+            "set either storage (a volume that stays) or ephemeral: true",
+        ),
+        create(f"{server}: size is not a quantity", managed(server, storage={"size": "big"}), "storage.size"),
+        create(f"{server}: size of zero", managed(server, storage={"size": "0Gi"}), "storage.size"),
+        create(f"{server}: empty image", managed(server, image=""), "image"),
+        create(
+            f"{server}: limit that is no quantity",
+            managed(server, resources={"limits": {"memory": "a lot"}}),
+            "resources.limits.memory",
+        ),
+        update(f"{server}: size grows", small, managed(server, storage={"size": "3Gi"})),
+        update(f"{server}: same size in another unit", small, managed(server, storage={"size": "2048Mi"})),
+        update(
+            f"{server}: size shrinks",
+            small,
+            managed(server, storage={"size": "2047Mi"}),
+            "size can grow but not shrink",
+        ),
+        update(f"{server}: size falls back to the default", small, hive(), "size can grow but not shrink"),
+        update(
+            f"{server}: shrinks below the default", hive(), managed(server, storage={"size": "1M"}), "size can grow"
+        ),
+        update(
+            f"{server}: ephemeral later",
+            hive(),
+            managed(server, ephemeral=True),
+            "managed.ephemeral is immutable",
+        ),
+        update(
+            f"{server}: ephemeral no longer",
+            managed(server, ephemeral=True),
+            managed(server, ephemeral=False),
+            "managed.ephemeral is immutable",
+        ),
+        update(
+            f"{server}: another storage class",
+            managed(server, storage={"storageClassName": "fast"}),
+            managed(server, storage={"storageClassName": "slow"}),
+            "storageClassName is immutable",
+        ),
+        update(
+            f"{server}: storage class named later",
+            managed(server, storage={}),
+            managed(server, storage={"storageClassName": "slow"}),
+            "storageClassName is immutable",
+        ),
+        update(f"{server}: managed becomes external", small, external(server)),
+        update(f"{server}: external becomes managed", external(server), managed(server, ephemeral=True)),
+    ]
+
+
+INSTANCE_ID = [
+    create("instanceId: set", hive(instanceId="eu-1")),
+    create("instanceId: upper case", hive(instanceId="EU"), "instanceId"),
+    create("instanceId: of 33", hive(instanceId="a" * 33), "instanceId"),
+    update("instanceId: changed", hive(instanceId="a"), hive(instanceId="b"), "instanceId is immutable"),
+    update("instanceId: removed", hive(instanceId="a"), hive(), "instanceId is immutable"),
+    update("instanceId: kept", hive(instanceId="a"), hive(instanceId="a", suspend=True)),
+    update(
+        "instanceId: other than the generated one",
+        hive(status={"instanceId": "generated"}),
+        hive(instanceId="other"),
+        "must be the one in status.instanceId",
+    ),
+    update(
+        "instanceId: the generated one written down",
+        hive(status={"instanceId": "generated"}),
+        hive(instanceId="generated"),
+    ),
+]
+
+HIVE_BOUNDS = [
+    create("hive: unknown deletionPolicy", hive(deletionPolicy="Keep"), "deletionPolicy"),
+    create("hive: ttl of zero", hive(messaging={"ttlSeconds": 0}), "messaging.ttlSeconds"),
+    create("hive: retry delay above the cap", hive(messaging={"retryDelaySeconds": 301}), "retryDelaySeconds"),
+    create("hive: fractional retry delay", hive(messaging={"retryDelaySeconds": 0.5})),
+    create("hive: timeout of zero", hive(messaging={"handlerTimeoutSeconds": 0}), "handlerTimeoutSeconds"),
+    create("hive: weight of zero", hive(messaging={"priorityWeights": {"low": 0}}), "priorityWeights.low"),
+    create("hive: one connection", hive(redis={"pool": {"maxConnections": 1}}), "redis.pool.maxConnections"),
+    create(
+        "hive: more connections kept than allowed",
+        hive(postgres={"pool": {"minSize": 5, "maxSize": 4}}),
+        "pool.minSize must not exceed pool.maxSize",
+    ),
+    create(
+        "hive: more connections kept than the default allows",
+        hive(postgres={"pool": {"minSize": 11}}),
+        "pool.minSize must not exceed pool.maxSize",
+    ),
+    create("hive: suspend is not a boolean", hive(suspend="yes"), "suspend"),
+    create(
+        "hive: reserved variable in the defaults",
+        hive(agentDefaults={"env": [{"name": "AGENTHIVE_HIVE", "value": "x"}]}),
+        RESERVED,
+    ),
+    create("hive: pull policy", hive(agentDefaults={"imagePullPolicy": "Sometimes"}), "imagePullPolicy"),
+    create(
+        "hive: the same pull secret twice",
+        hive(agentDefaults={"imagePullSecrets": [{"name": "a"}, {"name": "a"}]}),
+        "Duplicate value",
+    ),
+]
+
+AGENT_NAMES = [
+    create("agent: name of 47", agent("a" * 47)),
+    create("agent: name of 48", agent("a" * 48), NAME_OF_AGENT),
+    create("agent: name with a dot", agent("a.b"), NAME_OF_AGENT),
+    create("agent: name that starts with a digit", agent("3d")),
+]
+
+AGENT_PROGRAM = [
+    create("agent: entrypoint", agent()),
+    create("agent: command and args", agent(entrypoint=None, command=["python"], args=["-m", "x"])),
+    create("agent: entrypoint in a package", agent(entrypoint="pkg.sub.module:factory.agent")),
+    create("agent: neither entrypoint nor command", agent(entrypoint=None), "set exactly one of entrypoint"),
+    create("agent: both entrypoint and command", agent(command=["python"]), "set exactly one of entrypoint"),
+    create("agent: args with an entrypoint", agent(args=["--fast"]), "args belong to command"),
+    create("agent: empty command", agent(entrypoint=None, command=[]), "command"),
+    *(
+        create(f"agent: entrypoint {text!r}", agent(entrypoint=text), 'write entrypoint as "module:attribute"')
+        for text in ("worker", "worker:", ":agent", "worker.py:agent:x", "a-b:agent", "1a:agent", "a:b c", "", "a..b:c")
+    ),
+]
+
+AGENT_HIVE = [
+    create("agent: no hive", agent(hiveRef=None), "hiveRef: Required"),
+    create("agent: hive without a name", agent(hiveRef={}), "hiveRef.name: Required"),
+    create("agent: impossible name of a hive", agent(hiveRef={"name": "No"}), "hiveRef.name"),
+    update("agent: another hive", agent(), agent(hiveRef={"name": "other"}), "hiveRef.name is immutable"),
+    update("agent: same hive", agent(), agent(concurrency=3)),
+]
+
+AGENT_ENV = [
+    create("agent: env", agent(env=[{"name": "A", "value": "1"}])),
+    create(
+        "agent: env from the pod",
+        agent(env=[{"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]),
+    ),
+    create("agent: env AGENTHIVE_HIVE", agent(env=[{"name": "AGENTHIVE_HIVE", "value": "x"}]), RESERVED),
+    create("agent: env POD_IP", agent(env=[{"name": "POD_IP", "value": "x"}]), RESERVED),
+    create("agent: the same variable twice", agent(env=[{"name": "A"}, {"name": "A"}]), "Duplicate value"),
+    create("agent: env name with =", agent(env=[{"name": "A=B"}]), "env[0].name"),
+    create(
+        "agent: value and valueFrom",
+        agent(env=[{"name": "A", "value": "1", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]),
+        "set either value or valueFrom",
+    ),
+    create("agent: empty valueFrom", agent(env=[{"name": "A", "valueFrom": {}}]), "valueFrom needs exactly one of"),
+    create(
+        "agent: two sources of a value",
+        agent(
+            env=[
+                {
+                    "name": "A",
+                    "valueFrom": {
+                        "secretKeyRef": {"name": "s", "key": "k"},
+                        "configMapKeyRef": {"name": "c", "key": "k"},
+                    },
+                }
+            ]
+        ),
+        "valueFrom needs exactly one of",
+    ),
+    create("agent: envFrom a Secret", agent(envFrom=[{"secretRef": {"name": "s"}}])),
+    create("agent: envFrom nothing", agent(envFrom=[{}]), "an item of envFrom needs exactly one of"),
+    create(
+        "agent: envFrom both",
+        agent(envFrom=[{"secretRef": {"name": "s"}, "configMapRef": {"name": "c"}}]),
+        "an item of envFrom needs exactly one of",
+    ),
+]
+
+AGENT_BOUNDS = [
+    create("agent: no handlers", agent(concurrency=0), "concurrency"),
+    create("agent: negative replicas", agent(replicas=-1), "replicas"),
+    create("agent: zero replicas", agent(replicas=0)),
+    create("agent: replicas as text", agent(replicas="two"), "replicas"),
+    create("agent: negative drainSeconds", agent(drainSeconds=-1), "drainSeconds"),
+    create("agent: image with a blank", agent(image="a b"), "image"),
+    create("agent: codeFrom without a ConfigMap", agent(codeFrom={}), "configMapRef: Required"),
+    create("agent: the same capability twice", agent(capabilities=["a", "a"]), "Duplicate value"),
+    create("agent: capability with a comma", agent(capabilities=["a,b"]), "capabilities[0]"),
+    create("agent: quantities", agent(resources={"requests": {"cpu": 1, "memory": "64Mi"}})),
+    create("agent: request that is no quantity", agent(resources={"requests": {"cpu": "1 core"}}), "requests.cpu"),
+]
+
+POD_TEMPLATE = [
+    create(
+        "podTemplate: sidecar, volume and toleration",
+        agent(
+            podTemplate={
+                "metadata": {"labels": {"team": "a"}, "annotations": {"x/y": "z"}},
+                "spec": {
+                    "containers": [{"name": "proxy", "image": "p:1", "command": ["p"], "env": [{"name": "A"}]}],
+                    "volumes": [{"name": "scratch", "emptyDir": {}}],
+                    "tolerations": [{"key": "gpu", "operator": "Exists"}],
+                },
+            }
+        ),
+    ),
+    create(
+        "podTemplate: mount for the agent",
+        containers({"name": "agent", "volumeMounts": [{"name": "s", "mountPath": "/s"}]}),
+    ),
+    create("podTemplate: command of the agent", containers({"name": "agent", "command": ["x"]}), "set it there"),
+    create("podTemplate: args of the agent", containers({"name": "agent", "args": ["x"]}), "set it there"),
+    create(
+        "podTemplate: reserved variable of the agent",
+        containers({"name": "agent", "env": [{"name": "AGENTHIVE_REDIS_URL", "value": "redis://evil"}]}),
+        RESERVED,
+    ),
+    create(
+        "podTemplate: reserved variable of a sidecar",
+        containers({"name": "proxy", "env": [{"name": "AGENTHIVE_AGENT", "value": "other"}]}),
+        RESERVED,
+    ),
+    create(
+        "podTemplate: reserved variable of an init container",
+        containers({"name": "init", "env": [{"name": "AGENTHIVE_AGENT", "value": "other"}]}, key="initContainers"),
+        RESERVED,
+    ),
+    create(
+        "podTemplate: init container called agent",
+        containers({"name": "agent", "image": "x"}, key="initContainers"),
+        "name the init container otherwise",
+    ),
+    create("podTemplate: container without a name", containers({"image": "x"}), "containers[0].name: Required"),
+    create("podTemplate: the same container twice", containers({"name": "a"}, {"name": "a"}), "Duplicate value"),
+    *(
+        create(f"podTemplate: label {key}", agent(podTemplate={"metadata": {"labels": {key: "x"}}}), OWN_LABELS)
+        for key in (
+            "agenthive.dev/agent",
+            "agenthive.dev/anything",
+            "app.kubernetes.io/name",
+            "app.kubernetes.io/managed-by",
+            "pod-template-hash",
+        )
+    ),
+    create(
+        "podTemplate: foreign label", agent(podTemplate={"metadata": {"labels": {"app.kubernetes.io/part-of": "x"}}})
+    ),
+]
+
+CASES: list[Case] = [
+    *HIVE_NAMES,
+    *server_cases("redis"),
+    *server_cases("postgres"),
+    *INSTANCE_ID,
+    *HIVE_BOUNDS,
+    *AGENT_NAMES,
+    *AGENT_PROGRAM,
+    *AGENT_HIVE,
+    *AGENT_ENV,
+    *AGENT_BOUNDS,
+    *POD_TEMPLATE,
+]
