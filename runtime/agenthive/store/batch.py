@@ -140,7 +140,11 @@ class Batcher(Generic[Item, Result]):
         try:
             while batch := self._take():
                 self._make_room(len(batch))
-                await self._fly(batch)
+                try:
+                    await self._fly(batch)
+                except Exception as error:  # a defect of a flush function is to hang nobody
+                    logger.exception("%s: a batch of %d failed", self._name, len(batch))
+                    _fail(batch, self._explain(error))
         except asyncio.CancelledError:
             _fail(batch, StoreClosed("the store of this process was closed while this was being written"))
             raise

@@ -79,7 +79,7 @@ class Store:
         database = await Database.connect(url, pool=pool, application_name=application_name, wait_seconds=wait_seconds)
         try:
             with database.translating():
-                applied = await database.run(lambda connection: applied_versions(connection, schema))
+                applied = await database.run(lambda connection: applied_versions(connection, schema), retry=False)
             require_current(max(applied, default=0), schema, database.address.where)
             return cls(database, schema, agent, message_log=message_log)
         except BaseException:

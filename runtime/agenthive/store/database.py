@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import logging
 import random
-import ssl as tls
+import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import asyncpg
 
@@ -48,6 +48,10 @@ _LIBPQ_ONLY = frozenset({
 })  # fmt: skip
 
 
+#: What opening a connection raises; ssl.SSLError is an OSError, asyncpg's ClientConfigurationError a ValueError.
+_CONNECT_ERRORS = (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError)
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """A PostgreSQL URL taken apart as far as the store needs it."""
@@ -81,7 +85,7 @@ class Address:
         cache = _number(parameters.pop("statement_cache_size", "100"), "statement_cache_size")
         timeout = _number(parameters.pop("connect_timeout", ""), "connect_timeout") or CONNECT_SECONDS
         kept = {name: value for name, value in parameters.items() if name not in _LIBPQ_ONLY}
-        dsn = urlunsplit((parts.scheme, parts.netloc, parts.path, urlencode(kept), ""))
+        dsn = f"{parts.scheme}://{parts.netloc}{parts.path}" + (f"?{urlencode(kept)}" if kept else "")
         host = parts.netloc.rpartition("@")[2] or parameters.get("host", "localhost")
         if port is None and ":" not in host:
             host = f"{host}:5432"
@@ -153,7 +157,7 @@ async def connect_once(address: Address, application_name: str) -> asyncpg.Conne
     """
     try:
         return await asyncpg.connect(**address.connect_arguments(application_name))
-    except (OSError, TimeoutError, ValueError, tls.SSLError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except _CONNECT_ERRORS as error:
         raise _connect_error(error, address) from error
 
 
@@ -163,7 +167,7 @@ def _connect_error(error: BaseException, address: Address) -> Exception:
             f"PostgreSQL at {address.where} did not answer within {address.connect_seconds:g} s: "
             "is the address right, is it running, does a network policy block it?"
         )
-    if isinstance(error, tls.SSLError):
+    if isinstance(error, ssl.SSLError):
         return StoreUnavailable(
             f"PostgreSQL at {address.where}: TLS failed: {error}. Check sslmode and sslrootcert of the URL"
         )
@@ -171,9 +175,30 @@ def _connect_error(error: BaseException, address: Address) -> Exception:
         return StoreUnavailable(
             f"PostgreSQL at {address.where} cannot be reached: {error}. Is the address right, is it running?"
         )
-    if isinstance(error, ValueError):  # asyncpg's ClientConfigurationError is one too
+    if isinstance(error, ValueError):
         return InvalidValue(f"the PostgreSQL URL for {address.where} cannot be used: {error}")
     return translate(error, address.where)
+
+
+async def _open_pool(address: Address, sizes: PostgresPool, application_name: str) -> asyncpg.Pool[asyncpg.Record]:
+    pool = asyncpg.create_pool(
+        **address.connect_arguments(application_name),
+        min_size=sizes.min_size,
+        max_size=sizes.max_size,
+        connection_class=_PooledConnection,
+        init=_prepare,
+    )
+    try:
+        await pool
+        if sizes.min_size == 0:  # nothing was opened, and a wrong password is to be found now
+            async with pool.acquire():
+                pass
+    except BaseException as error:
+        pool.terminate()
+        if isinstance(error, _CONNECT_ERRORS):
+            raise _connect_error(error, address) from error
+        raise
+    return pool
 
 
 class Database:
@@ -207,25 +232,12 @@ class Database:
         deadline = asyncio.get_running_loop().time() + wait_seconds
         for delay in backoff():
             try:
-                # A login first: a pool whose first connection fails would need clearing up, and min_size may be 0.
-                probe = await connect_once(address, application_name)
-                await probe.close(timeout=_CLOSE_SECONDS)
-                break
+                return cls(address, await _open_pool(address, pool, application_name))
             except StoreUnavailable:
                 if asyncio.get_running_loop().time() + delay > deadline:
                     raise
-                await asyncio.sleep(delay)
-        try:
-            opened = await asyncpg.create_pool(
-                **address.connect_arguments(application_name),
-                min_size=pool.min_size,
-                max_size=pool.max_size,
-                connection_class=_PooledConnection,
-                init=_prepare,
-            )
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise _connect_error(error, address) from error
-        return cls(address, opened)
+            await asyncio.sleep(delay)
+        raise AssertionError("backoff() is endless")  # pragma: no cover
 
     async def run(
         self,
@@ -233,6 +245,7 @@ class Database:
         *,
         retry: bool = True,
         deadline: float | None = None,
+        own_transaction: bool = False,
     ) -> T:
         """Call ``work`` with a connection of the pool.
 
@@ -243,6 +256,7 @@ class Database:
                 no harm when done twice.
             deadline: when to give up, in the loop's time; RETRY_SECONDS from now by default. ``work`` runs at least
                 once.
+            own_transaction: ``work`` opens its transactions itself.
 
         Raises:
             StoreUnavailable, StoreAuthError: no connection, and no sense in waiting longer.
@@ -253,7 +267,12 @@ class Database:
         for delay in backoff():
             try:
                 async with self._lend() as connection:
-                    return await work(connection)
+                    if own_transaction or self.address.statement_cache_size:
+                        return await work(connection)
+                    # Without named statements a query is two exchanges, and outside a transaction PgBouncer may send
+                    # the second to another server.
+                    async with connection.transaction():
+                        return await work(connection)
             except Exception as error:
                 if is_collision(error) and collisions < _COLLISIONS:
                     collisions += 1

@@ -141,6 +141,8 @@ def translate(error: BaseException, where: str) -> StoreError:
         return SchemaMissing(f"PostgreSQL at {where}: {error}. Run `agenthive db upgrade`")
     if state == "42501":
         return StorePermissionError(f"PostgreSQL at {where}: {error}")
+    if isinstance(error, TimeoutError):
+        return StoreUnavailable(f"PostgreSQL at {where} did not answer in time")
     if is_connection_loss(error):
         return StoreUnavailable(f"PostgreSQL at {where} cannot be reached: {_describe(error)}")
     if is_row_error(error):

@@ -138,7 +138,8 @@ class MetricsStore:
         """
         with self._database.translating():
             return await self._database.run(
-                lambda connection: maintain_partitions(connection, self._schema, today=today)
+                lambda connection: maintain_partitions(connection, self._schema, today=today),
+                own_transaction=True,
             )
 
     async def aclose(self, timeout: float) -> None:

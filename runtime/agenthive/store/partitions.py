@@ -116,7 +116,7 @@ async def with_partitions(database: Database, schema: str, write: Callable[[], A
         if not is_missing_partition(error):
             raise
         try:
-            made = await database.run(lambda connection: maintain_partitions(connection, schema))
+            made = await database.run(lambda connection: maintain_partitions(connection, schema), own_transaction=True)
         except asyncpg.InsufficientPrivilegeError:
             logger.warning("partitions of schema %s are missing and this role may not make them", schema)
             made = []

@@ -275,7 +275,7 @@ class StateLanes:
 
         results = None
         while results is None:  # each round that fails is one in which another process made one of our keys
-            results = await self._database.run(transact, deadline=deadline)
+            results = await self._database.run(transact, deadline=deadline, own_transaction=True)
         if outcome_unknown:
             # A try whose commit was not answered may have counted: a conflict may be with ourselves.
             return [_doubt(result) if isinstance(result, VersionConflict) else result for result in results]
