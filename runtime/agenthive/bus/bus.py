@@ -1,0 +1,195 @@
+"""The bus of a process: send, ask, look at queues, and make consumers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+from agenthive.bus.connections import Connections
+from agenthive.bus.consumer import Consumer
+from agenthive.bus.errors import BusError, RequestTimeout
+from agenthive.bus.keys import REPLY_MARK, AgentKeys, agents_key
+from agenthive.bus.library import library
+from agenthive.bus.model import (
+    DeadLetter,
+    MessageStatus,
+    QueueStats,
+    parse_dead_letter,
+    parse_stats,
+    parse_status,
+)
+from agenthive.bus.policy import accepted_form, lane_of, packed_options, to_ms
+from agenthive.bus.replies import ReplyReader
+from agenthive.bus.sender import Sender
+from agenthive.bus.wire import Endpoint
+from agenthive.protocol import AgentMessage
+from agenthive.settings import HiveScope, Messaging, RedisPool
+
+SEND_WAIT_SECONDS = 10.0
+"""How long ``send`` waits for a full queue to shrink, unless it is told otherwise."""
+STATUS_WAIT_SECONDS = 2.0
+
+
+class Bus:
+    """One per process; owns its connections. Made by :meth:`connect`."""
+
+    def __init__(self, connections: Connections, scope: HiveScope, messaging: Messaging) -> None:
+        self.scope = scope
+        self.messaging = messaging
+        self._connections = connections
+        self._sender = Sender(connections, messaging.queue.max_length)
+        self._replies = ReplyReader(connections, scope)
+        self._keys: dict[str, AgentKeys] = {}
+
+    @classmethod
+    async def connect(
+        cls,
+        url: str,
+        scope: HiveScope,
+        *,
+        messaging: Messaging | None = None,
+        pool: RedisPool | None = None,
+        client_name: str = "agenthive",
+    ) -> Self:
+        """Connect to Redis and load the bus's functions.
+
+        Raises BusUnavailable (unreachable, wrong password, too old; the text says which) and ValueError for a URL
+        that is none.
+        """
+        pool = pool or RedisPool()
+        endpoint = Endpoint.parse(
+            url,
+            client_name=client_name,
+            connect_timeout=pool.connect_timeout_seconds,
+            socket_timeout=pool.socket_timeout_seconds,
+        )
+        connections = Connections(endpoint, pool)
+        try:
+            await connections.prepare()
+        except BaseException:
+            await connections.aclose()
+            raise
+        return cls(connections, scope, messaging or Messaging())
+
+    def _of(self, agent: str) -> AgentKeys:
+        keys = self._keys.get(agent)
+        if keys is None:
+            keys = self._keys[agent] = AgentKeys.of(self.scope, agent)
+        return keys
+
+    @property
+    def available(self) -> bool:
+        """Whether Redis answered when it was last asked; false while the circuit is open."""
+        return not self._connections.breaker.open
+
+    async def send(self, message: AgentMessage, *, wait: float = SEND_WAIT_SECONDS) -> str:
+        """Put ``message`` into its recipient's queue and return its id, once Redis has it.
+
+        Sending one id again, even after an error, never makes two messages of it (as long as its status is kept).
+        A full queue is waited for at most ``wait`` seconds. Raises QueueFull, BusUnavailable, and ValueError for a
+        recipient or an option that cannot be.
+        """
+        message = accepted_form(message, self.messaging)
+        await self._sender.send(
+            self._of(message.to_agent).gate,
+            (
+                lane_of(message.priority),
+                message.message_id,
+                message.to_json(),
+                to_ms(message.ttl),
+                packed_options(message),
+            ),
+            wait,
+        )
+        return message.message_id
+
+    async def request(self, message: AgentMessage, timeout: float) -> AgentMessage:
+        """Send ``message`` and return the reply to it: a message of type ``reply`` whose body is ``{"result": …}``.
+
+        The request expires when ``timeout`` (seconds) has passed, if not before. Raises RequestTimeout (with the
+        request's status), RequestFailed (given up by the recipient, with the reason) and what ``send`` raises.
+        """
+        if timeout <= 0:
+            raise ValueError(f"timeout is {timeout}; it must be greater than 0 seconds")
+        ttl = min(float(timeout), message.ttl if "ttl" in message.model_fields_set else self.messaging.ttl_seconds)
+        asked = message.model_copy(update={"ttl": ttl, "reply_to": REPLY_MARK + self._replies.process})
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        reply = self._replies.expect(asked.message_id, self._of(asked.to_agent).gate)
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self.send(asked, wait=timeout)
+                return await reply
+        except TimeoutError:
+            status = await self._status_for_timeout(asked)
+            where = f"it is {status.status} after {status.attempts} attempts" if status else "its status is unknown"
+            raise RequestTimeout(
+                f"{asked.to_agent} did not reply to {asked.message_type} within {timeout:g} s; {where}", status
+            ) from None
+        finally:
+            self._replies.forget(asked.message_id)
+
+    async def _status_for_timeout(self, message: AgentMessage) -> MessageStatus | None:
+        try:
+            async with asyncio.timeout(STATUS_WAIT_SECONDS):
+                return await self.find(message.to_agent, message.message_id)
+        except (BusError, TimeoutError):
+            return None
+
+    async def find(self, agent: str, message_id: str) -> MessageStatus | None:
+        """Where a message to ``agent`` stands; None if Redis does not know it (any more). Raises BusUnavailable."""
+        ((record, final),) = await self._connections.execute(
+            [library().call("status", self._of(agent).gate, message_id)]
+        )
+        return parse_status(message_id, record, final)
+
+    async def status(self, agent: str, message_id: str) -> MessageStatus:
+        """Where a message to ``agent`` stands. Raises LookupError for one that Redis does not know (any more)."""
+        found = await self.find(agent, message_id)
+        if found is None:
+            raise LookupError(
+                f"agent {agent} has no message {message_id}; the status of a finished message is kept for "
+                f"{self.messaging.status_seconds} s"
+            )
+        return found
+
+    async def queue(self, agent: str) -> QueueStats:
+        """Figures of one queue; all zero for an agent nobody ever wrote to. Raises BusUnavailable."""
+        return (await self.queues([agent]))[agent]
+
+    async def queues(self, agents: Iterable[str]) -> dict[str, QueueStats]:
+        """Figures of several queues in one round trip. Raises BusUnavailable."""
+        names = list(dict.fromkeys(agents))
+        if not names:
+            return {}
+        answers = await self._connections.execute([library().call("stats", self._of(name).gate) for name in names])
+        return {name: parse_stats(name, answer) for name, answer in zip(names, answers, strict=True)}
+
+    async def agents(self) -> list[str]:
+        """Names of the agents that ever had a consumer in this hive, sorted. Raises BusUnavailable."""
+        (names,) = await self._connections.execute([("SMEMBERS", agents_key(self.scope))])
+        return sorted(name.decode() for name in names)
+
+    async def dead_letters(self, agent: str, *, limit: int = 50, after: str | None = None) -> list[DeadLetter]:
+        """Dead letters of ``agent``, oldest first; ``after`` is the ``id`` of the last one of the page before.
+
+        Raises BusUnavailable.
+        """
+        start = "-" if after is None else f"({after}"
+        (entries,) = await self._connections.execute([("XRANGE", self._of(agent).dead, start, "+", "COUNT", limit)])
+        return [parse_dead_letter(entry, fields) for entry, fields in entries]
+
+    def consumer(self, agent: str, *, pod: str, topics: Sequence[str] = ()) -> Consumer:
+        """A consumer of ``agent``'s queue for this process; ``pod`` is the name the process keeps over restarts."""
+        if topics:
+            raise ValueError("topics are not supported by this version; leave them out")
+        if not pod or len(pod.split()) != 1 or pod != pod.strip():
+            raise ValueError(f"pod is {pod!r}; give the name of the pod, without spaces")
+        return Consumer(self._connections, self.scope, agent, pod=pod, messaging=self.messaging)
+
+    async def aclose(self) -> None:
+        """Close every connection. Consumers are closed by their own ``aclose``, before."""
+        await self._replies.aclose()
+        await self._sender.aclose()
+        await self._connections.aclose()

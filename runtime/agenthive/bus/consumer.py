@@ -1,0 +1,392 @@
+"""One process incarnation's share of an agent's queue: claim, complete, hand back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agenthive.bus.connections import Connections
+from agenthive.bus.errors import BusUnavailable, ConsumerStopped, LeaseLost
+from agenthive.bus.keys import REPLY_MARK, AgentKeys, agents_key
+from agenthive.bus.lease import LeaseKeeper
+from agenthive.bus.library import library
+from agenthive.bus.model import Delivery
+from agenthive.bus.parking import Parking
+from agenthive.bus.policy import LaneWheel, after_failure, to_ms
+from agenthive.bus.wire import Command, ConnectionLost, ReplyError
+from agenthive.protocol import AgentMessage, MessageError
+from agenthive.settings import HiveScope, Messaging
+
+log = logging.getLogger(__name__)
+
+BATCH_OPERATIONS = 500
+"""Most completions, and most claims, of one call."""
+MAX_ERROR_LENGTH = 2000
+CLOSE_SECONDS = 5.0
+"""How long closing waits for completions that Redis has not confirmed."""
+
+
+@dataclass(slots=True, eq=False)
+class _Operation:
+    arguments: tuple[str | bytes | int, ...]
+    done: asyncio.Future[None]
+
+
+@dataclass(slots=True, eq=False)
+class _Claim:
+    slots: int
+    done: asyncio.Future[list[Delivery]]
+
+
+class Consumer:
+    """Made by ``Bus.consumer``. ``start`` first; then ``claim`` and complete; ``stop``, complete, ``aclose``."""
+
+    def __init__(
+        self, connections: Connections, scope: HiveScope, agent: str, *, pod: str, messaging: Messaging
+    ) -> None:
+        self.agent = agent
+        self.pod = pod
+        self.name = f"{pod}/{secrets.token_hex(5)}"
+        """This incarnation: the pod and a boot nonce."""
+        self._connections = connections
+        self._agents_key = agents_key(scope)
+        self._keys = AgentKeys.of(scope, agent)
+        self._messaging = messaging
+        self._lane = connections.lane()
+        self._parking = Parking(connections.lane(), self._keys.wake, self._woken)
+        self._lease = LeaseKeeper(connections.endpoint, self._keys.gate, self.name, messaging.lease_seconds)
+        self._wheel = LaneWheel(messaging.priority_weights, random.random())  # noqa: S311 - a place to start
+        self._nonce = self.name.rpartition("/")[2]
+        self._calls = 0
+        self._operations: deque[_Operation] = deque()
+        self._in_flight: list[_Operation] = []
+        self._claim: _Claim | None = None
+        self._pass_wake = False
+        self._work = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._closed = False
+
+    # --- life
+
+    async def start(self) -> None:
+        """Make the queue, take the lease, free what an earlier incarnation of the pod held. Raises BusUnavailable."""
+        await self._connections.execute([("SADD", self._agents_key, self.agent)])
+        await self._register()
+        self._lease.start()
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"agenthive-consumer-{self.agent}")
+
+    async def _register(self) -> None:
+        call = library().call
+        lease = int(self._messaging.lease_seconds * 1000)
+        await self._connections.execute([call("register", self._keys.gate, self.name, lease)])
+        more = True
+        while more:
+            ((count, again),) = await self._connections.execute([call("reclaim", self._keys.gate, self.name, self.pod)])
+            more = again == b"1"
+            if count:
+                log.warning("returned %d messages of an earlier incarnation of %s to the queue", count, self.pod)
+
+    async def stop(self) -> None:
+        """Claim nothing more; ``claim`` raises ConsumerStopped. What is held stays held until ``aclose``."""
+        self._stopping = True
+        if self._claim is not None and not self._claim.done.done():
+            self._claim.done.set_exception(ConsumerStopped(f"the consumer of {self.agent} was stopped"))
+        self._claim = None
+        await self._parking.aclose()
+        # The wake-up that this consumer may have taken belongs to another one now.
+        self._pass_wake = True
+        self._idle.clear()
+        self._work.set()
+
+    async def aclose(self) -> None:
+        """Confirm what was completed, give the lease and everything still held up, close the connections."""
+        if self._closed:
+            return
+        self._closed = True
+        await self.stop()
+        if self._task is not None:
+            try:
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await self._idle.wait()
+            except TimeoutError:
+                log.warning("closing the consumer of %s with %d unconfirmed results", self.agent, len(self._operations))
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            await self._lease.stop()
+            await self._leave()
+        for operation in (*self._in_flight, *self._operations):
+            if not operation.done.done():
+                operation.done.set_exception(BusUnavailable("the consumer was closed before Redis confirmed"))
+        self._operations.clear()
+        await self._lane.aclose()
+
+    async def _leave(self) -> None:
+        more = True
+        try:
+            while more:
+                (answer,) = await self._connections.execute([library().call("leave", self._keys.gate, self.name)])
+                more = answer == b"1"
+        except BusUnavailable as error:
+            log.warning("cannot give up the lease of %s, it runs out by itself: %s", self.name, error)
+
+    # --- claiming
+
+    async def claim(self, slots: int) -> list[Delivery]:
+        """At least one message and at most ``slots``; waits until there is one. One claim at a time.
+
+        Raises ConsumerStopped. A cancelled claim loses nothing: what it would have got goes back at once.
+        """
+        if self._stopping or self._task is None:
+            raise ConsumerStopped(f"the consumer of {self.agent} is not running")
+        if slots < 1:
+            raise ValueError(f"slots is {slots}; claim at least one message")
+        if self._claim is not None and not self._claim.done.done():
+            raise RuntimeError("another claim of this consumer is waiting; use one claim at a time")
+        claim = self._claim = _Claim(slots, asyncio.get_running_loop().create_future())
+        self._work.set()
+        return await claim.done
+
+    # --- completing
+
+    def ack(self, delivery: Delivery, reply: AgentMessage | None = None) -> asyncio.Future[None]:
+        """The handling succeeded. Await the result: LeaseLost is raised if the message had been taken away.
+
+        The handler's slot may be given to the next ``claim`` as soon as this was called: both travel in one call.
+        ``reply`` (see ``AgentMessage.reply``) is dropped if nobody waits for one.
+        """
+        message = delivery.message
+        address = message.reply_to
+        if reply is not None and address is not None and address.startswith(REPLY_MARK):
+            code = "p" if delivery.acknowledged else "y"
+            life = to_ms(message.ttl)
+            return self._complete(delivery, code, address[1:], life, reply.to_json())
+        if delivery.acknowledged:
+            return _done()
+        return self._complete(delivery, "a")
+
+    def fail(self, delivery: Delivery, error: str, *, retry_after: float | None = None) -> asyncio.Future[None]:
+        """The handling failed: retry with back-off (or after ``retry_after`` seconds), or give the message up.
+
+        Await the result; it raises LeaseLost like ``ack``.
+        """
+        if delivery.acknowledged:
+            return self._answer_failure(delivery, f"failed: {error}")
+        retry = after_failure(delivery.message, delivery.attempt, self._messaging, random.random, retry_after)
+        if retry is None:
+            return self._complete(delivery, "d", "failed", _shorten(error))
+        return self._complete(delivery, "f", max(0, int(retry.delay * 1000)), _shorten(error))
+
+    def reject(self, delivery: Delivery, reason: str) -> asyncio.Future[None]:
+        """The message can never be handled: to the dead letters at once. Await the result; raises LeaseLost."""
+        if delivery.acknowledged:
+            return self._answer_failure(delivery, f"rejected: {reason}")
+        return self._complete(delivery, "d", "rejected", _shorten(reason))
+
+    async def release(self, deliveries: Sequence[Delivery]) -> None:
+        """Hand messages back, to be claimed by anyone at once; it does not count as an attempt.
+
+        What is no longer ours is passed over: somebody else has it already.
+        """
+        held = [self._complete(delivery, "r") for delivery in deliveries if not delivery.acknowledged]
+        for result in await asyncio.gather(*held, return_exceptions=True):
+            if isinstance(result, BaseException) and not isinstance(result, LeaseLost):
+                raise result
+
+    def _answer_failure(self, delivery: Delivery, problem: str) -> asyncio.Future[None]:
+        """A message that was acknowledged when claimed has no retry; only whoever asked is told."""
+        address = delivery.message.reply_to
+        if address is None or not address.startswith(REPLY_MARK):
+            return _done()
+        life = to_ms(delivery.message.ttl)
+        return self._complete(delivery, "p", address[1:], life, "!" + _shorten(problem))
+
+    def _complete(self, delivery: Delivery, code: str, *details: str | bytes | int) -> asyncio.Future[None]:
+        return self._enqueue(code, delivery.key, delivery.record, *details)
+
+    def _enqueue(self, code: str, *details: str | bytes | int) -> asyncio.Future[None]:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._task is None or self._task.done():
+            done.set_exception(BusUnavailable(f"the consumer of {self.agent} is closed"))
+            return done
+        self._operations.append(_Operation((code, *details), done))
+        self._idle.clear()
+        self._work.set()
+        return done
+
+    # --- the task that owns the connection
+
+    def _woken(self, token: bool) -> None:
+        """The wait on the wake list ended."""
+        if token and self._claim is None:
+            self._pass_wake = True
+        self._work.set()
+
+    async def _run(self) -> None:
+        while True:
+            if not self._has_work():
+                self._work.clear()
+                if not self._operations and not self._pass_wake:
+                    self._idle.set()
+                await self._work.wait()
+            self._idle.clear()
+            await asyncio.sleep(0)  # what is finished in this turn of the loop joins, and so does the claim behind it
+            try:
+                await self._turn()
+            except Exception:
+                log.exception("a turn of the consumer of %s failed; going on", self.agent)
+                await self._lane.pause()
+
+    def _has_work(self) -> bool:
+        return bool(self._operations) or self._pass_wake or self._claims()
+
+    def _claims(self) -> bool:
+        return self._claim is not None and not self._parking.parked and not self._stopping
+
+    async def _turn(self) -> None:
+        batch = [self._operations.popleft() for _ in range(min(BATCH_OPERATIONS, len(self._operations)))]
+        self._in_flight = batch
+        claim = self._claim if self._claims() else None
+        if claim is not None and claim.done.done():  # its caller was cancelled
+            self._claim = claim = None
+        pass_wake, self._pass_wake = self._pass_wake, False
+        if not batch and claim is None and not pass_wake:
+            return
+        again = False
+        while True:
+            wanted = 0 if claim is None or self._stopping else min(claim.slots, BATCH_OPERATIONS)
+            token = self._next_token()
+            try:
+                (answer,) = await self._lane.execute([self._command(batch, wanted, token, again, pass_wake)])
+                if isinstance(answer, ReplyError):
+                    if not await self._cure(answer):
+                        _refuse(batch, answer)
+                        return
+                    again = True
+                    continue
+                break
+            except (ConnectionLost, BusUnavailable) as error:
+                log.warning("consumer of %s: %s", self.agent, error)
+                again = True
+                await self._reconnect(token)
+        refused, entries, wait, state = answer
+        self._settle(batch, refused)
+        if wanted:
+            await self._settle_claim(claim, entries, wait, state)
+
+    def _next_token(self) -> str:
+        self._calls += 1
+        return f"{self._nonce}.{self._calls}"
+
+    def _command(self, batch: list[_Operation], wanted: int, token: str, again: bool, pass_wake: bool) -> Command:
+        messaging = self._messaging
+        arguments: list[str | bytes | int] = [
+            self.name,
+            token,
+            to_ms(messaging.status_seconds),
+            messaging.max_retries,
+            to_ms(messaging.ttl_seconds),
+            *(self._wheel.quotas(wanted)),
+            "1" if again else "0",
+            "1" if pass_wake else "0",
+        ]
+        for operation in batch:
+            arguments += operation.arguments
+        return library().call("turn", self._keys.gate, *arguments)
+
+    async def _reconnect(self, token: str) -> None:
+        """Wait for Redis, then hand back what a lost answer of the call with ``token`` may have given us."""
+        while True:
+            await self._lane.pause()
+            try:
+                (answer,) = await self._lane.execute([library().call("recover", self._keys.gate, self.name, token)])
+            except (ConnectionLost, BusUnavailable) as error:
+                log.warning("consumer of %s is waiting for Redis: %s", self.agent, error)
+                continue
+            if isinstance(answer, ReplyError):
+                await self._cure(answer)
+            return
+
+    async def _cure(self, error: ReplyError) -> bool:
+        """After an error of the server: True if the call may be repeated."""
+        if "NOGROUP" in str(error):  # the queue is gone: an empty Redis came back
+            log.warning("the queue of %s is gone; making it anew", self.agent)
+            lease = int(self._messaging.lease_seconds * 1000)
+            register = library().call("register", self._keys.gate, self.name, lease)
+            await self._lane.execute([("SADD", self._agents_key, self.agent), register])
+            return True
+        log.error("consumer of %s: Redis refuses the turn: %s", self.agent, error)
+        await asyncio.sleep(1.0)
+        return error.code in {"OOM", "MISCONF", "NOAUTH", "NOPERM", "WRONGPASS"}
+
+    def _settle(self, batch: list[_Operation], refused: bytes) -> None:
+        lost = {int(number) for number in refused.split()} if refused else ()
+        for number, operation in enumerate(batch):
+            done = operation.done
+            if done.done():
+                continue
+            if number in lost:
+                done.set_exception(LeaseLost("the message was taken over by another consumer; its result was refused"))
+            else:
+                done.set_result(None)
+
+    async def _settle_claim(self, claim: _Claim | None, entries: list[bytes], wait: int, state: int) -> None:
+        deliveries = self._read(entries)
+        self._wheel.advance(len(entries) // 3)
+        if deliveries:
+            if claim is None or claim.done.done():
+                for delivery in deliveries:
+                    if not delivery.acknowledged:
+                        self._complete(delivery, "r").add_done_callback(_ignore)
+            else:
+                claim.done.set_result(deliveries)
+            self._claim = self._claim if self._claim is not claim else None
+        elif state == 1:
+            log.warning("the lease of %s ran out; taking it again", self.name)
+            await self._lane.execute([self._lease.renewal()])
+        elif not entries and state == 0 and not self._stopping:
+            self._parking.park(None if wait < 0 else wait / 1000)
+
+    def _read(self, entries: list[bytes]) -> list[Delivery]:
+        deliveries = []
+        for position in range(0, len(entries), 3):
+            key, record, document = entries[position : position + 3]
+            acknowledged = record.startswith(b"!")
+            try:
+                message = AgentMessage.from_json(document)
+            except MessageError as error:
+                log.warning("a malformed message went to the dead letters of %s: %s", self.agent, error)
+                if not acknowledged:
+                    self._enqueue("d", key, record, "malformed", _shorten(str(error))).add_done_callback(_ignore)
+                continue
+            attempt = int(record.split(b" ", 3)[2])
+            deliveries.append(Delivery(message, attempt, key, record, acknowledged))
+        return deliveries
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_ERROR_LENGTH else text[: MAX_ERROR_LENGTH - 1] + "…"
+
+
+def _done() -> asyncio.Future[None]:
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    done.set_result(None)
+    return done
+
+
+def _ignore(done: asyncio.Future[None]) -> None:
+    """A result that nobody waits for; the error, if any, means that somebody else has the message."""
+    if not done.cancelled() and (error := done.exception()) is not None:
+        log.debug("hand-back: %s", error)
+
+
+def _refuse(batch: list[_Operation], error: ReplyError) -> None:
+    for operation in batch:
+        if not operation.done.done():
+            operation.done.set_exception(BusUnavailable(f"Redis refused the result of the handling: {error}"))

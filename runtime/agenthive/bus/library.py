@@ -1,0 +1,38 @@
+"""The server-side functions: one library, named by the hash of its source."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from importlib import resources
+
+from agenthive.bus.wire import Command, Connection, ReplyError
+
+FILES = ("prelude.lua", "send.lua", "finish.lua", "claim.lua", "lease.lua", "look.lua")
+MISSING = "ERR Function not found"
+
+
+class Library:
+    """Source and names of the functions. Two versions of the package differ in hash and so never share a function."""
+
+    def __init__(self, source: str) -> None:
+        self.version = hashlib.sha256(source.encode()).hexdigest()[:12]
+        self.name = f"agenthive_{self.version}"
+        self.code = f"#!lua name={self.name}\n" + source.replace("@VERSION@", self.version)
+
+    def call(self, function: str, key: str, *arguments: str | bytes | int) -> Command:
+        """The command that calls ``function`` for the agent whose gate is ``key``."""
+        return ("FCALL", f"{self.name}_{function}", 1, key, *arguments)
+
+    async def load(self, connection: Connection, timeout: float) -> None:
+        """Put the library into the server unless it is there. Raises ReplyError when the server refuses it."""
+        (answer,) = await connection.execute([("FUNCTION", "LOAD", self.code)], timeout)
+        if isinstance(answer, ReplyError) and "already exists" not in str(answer):
+            raise answer
+
+
+@cache
+def library() -> Library:
+    """The library of this version of the package."""
+    folder = resources.files("agenthive.bus").joinpath("lua")
+    return Library("".join(folder.joinpath(name).read_text(encoding="utf-8") for name in FILES))

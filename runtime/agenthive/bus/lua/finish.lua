@@ -1,0 +1,151 @@
+-- How a handling ends. Nothing here is done before the caller has shown the record that Redis still holds.
+
+-- Collects what one call finishes, so that it costs a few commands and not a few per message.
+local function new_batch(P, now, life)
+  return { P = P, now = now, life = life, gone = { {}, {}, {}, {} }, ids = {}, finals = {} }
+end
+
+local function drop(batch, lane, entry, id)
+  local gone = batch.gone[tonumber(lane)]
+  gone[#gone + 1] = entry
+  batch.ids[#batch.ids + 1] = id
+end
+
+-- code: d delivered, f failed, e expired
+local function final(batch, code, id, record, problem)
+  local finals = batch.finals
+  finals[#finals + 1] = id
+  finals[#finals + 1] = code .. ' ' .. as_ms(batch.now) .. ' ' .. record .. (problem and ' ' .. problem or '')
+end
+
+local function flush(batch)
+  local P = batch.P
+  for lane = 1, 4 do
+    local gone = batch.gone[lane]
+    if #gone > 0 then
+      local stream = P .. 'q:' .. lane
+      redis.call('XACK', stream, GROUP, unpack(gone))
+      redis.call('XDEL', stream, unpack(gone))
+    end
+  end
+  if #batch.ids > 0 then
+    redis.call('HDEL', P .. 'ids', unpack(batch.ids))
+  end
+  if #batch.finals > 0 then
+    keep_finals(P, batch.finals, batch.now, batch.life)
+  end
+end
+
+local function write_dead_letter(batch, id, document, reason, problem, attempts)
+  redis.call('XADD', batch.P .. 'dead', 'MAXLEN', '~', DEAD_LIMIT, '*', 'i', id, 'm', document, 'reason', reason,
+    'error', problem, 'attempts', attempts)
+end
+
+-- Give a message up: dead letter, final status, and word to whoever asked. `record` must be the one in force.
+local function bury(batch, id, record, fields, reason, problem)
+  local lane, entry, attempts = string.match(record, RECORD)
+  write_dead_letter(batch, id, fields.m or '', reason, problem, attempts)
+  local options = options_of(fields.o)
+  if options.y then
+    reply(batch.P, id, options.y, options.x, '!' .. reason .. ': ' .. problem)
+  end
+  drop(batch, lane, entry, id)
+  final(batch, reason == 'expired' and 'e' or 'f', id, record, reason .. ': ' .. problem)
+end
+
+-- Take an entry from its owner; it stays in the stream and in the group, owned by nobody, until it is claimed again.
+local function let_go(P, lane, entry)
+  redis.call('XCLAIM', P .. 'q:' .. lane, GROUP, NOBODY, 0, entry, 'JUSTID')
+end
+
+-- Whether `record` was completed by this very call before its answer was lost.
+local function done_before(current, status, record)
+  if current then
+    local held = select(4, string.match(current, RECORD))
+    return held == '-' .. select(4, string.match(record, RECORD))
+  end
+  return status and string.find(status, ' ' .. record, 1, true) ~= nil
+end
+
+local WIDTH = { a = 3, y = 6, p = 6, f = 5, d = 5, r = 3 }
+
+-- ops: a id record                        acknowledge
+--      y id record address life reply     acknowledge and answer
+--      p id record address life reply     answer only: the message was acknowledged when it was claimed
+--      f id record delay(ms) error        retry after delay
+--      d id record reason error           dead letter
+--      r id record                        hand back, not an attempt
+-- `again`: the call is a repetition; what it did the first time is not refused now.
+-- Returns the numbers (from 0) of the operations that were refused, as text.
+local function finish(batch, argv, from, again)
+  local P, now = batch.P, batch.now
+  local starts, ids = {}, {}
+  local at = from
+  while at <= #argv do
+    starts[#starts + 1] = at
+    ids[#ids + 1] = argv[at + 1]
+    at = at + WIDTH[argv[at]]
+  end
+  if #ids == 0 then
+    return ''
+  end
+
+  local records = redis.call('HMGET', P .. 'ids', unpack(ids))
+  local statuses = again and finals_of(P, ids)
+  local refused, changed, done = {}, {}, {}
+  local freed, earliest = false, nil
+  for n, id in ipairs(ids) do
+    at = starts[n]
+    local code, record = argv[at], argv[at + 2]
+    if code == 'p' then
+      reply(P, id, argv[at + 3], argv[at + 4], argv[at + 5])
+    elseif done[id] or records[n] ~= record then
+      if not (again and done_before(records[n], statuses[n], record)) then
+        refused[#refused + 1] = n - 1
+      end
+    else
+      done[id] = true
+      local lane, entry, attempts, token, accepted, claimed, expiry = string.match(record, RECORD)
+      if code == 'a' or code == 'y' then
+        drop(batch, lane, entry, id)
+        final(batch, 'd', id, record)
+        if code == 'y' then
+          reply(P, id, argv[at + 3], argv[at + 4], argv[at + 5])
+        end
+      elseif code == 'r' then
+        let_go(P, lane, entry)
+        redis.call('RPUSH', P .. 'b:' .. lane, entry)
+        changed[#changed + 1] = id
+        changed[#changed + 1] = record_line(lane, entry, attempts - 1, '-' .. token, accepted, claimed, expiry)
+        freed = true
+      else
+        local due = code == 'f' and now + tonumber(argv[at + 3])
+        if due and due < tonumber(expiry) then
+          let_go(P, lane, entry)
+          redis.call('ZADD', P .. 'delayed', as_ms(due), 'r' .. lane .. ' ' .. entry .. ' ' .. id)
+          changed[#changed + 1] = id
+          changed[#changed + 1] = record_line(lane, entry, attempts, '-' .. token, accepted, claimed, expiry)
+          earliest = math.min(earliest or due, due)
+        else
+          local found = redis.call('XRANGE', P .. 'q:' .. lane, entry, entry)
+          local fields = found[1] and fields_of(found[1][2]) or {}
+          if due then
+            bury(batch, id, record, fields, 'expired', 'its time to live ends before the next retry; ' .. argv[at + 4])
+          else
+            bury(batch, id, record, fields, argv[at + 3], argv[at + 4])
+          end
+        end
+      end
+    end
+  end
+  if #changed > 0 then
+    redis.call('HSET', P .. 'ids', unpack(changed))
+  end
+  if freed then
+    wake(P)
+  end
+  if earliest then
+    wake_by(P, earliest)
+  end
+  return table.concat(refused, ' ')
+end

@@ -1,0 +1,67 @@
+-- send: accept messages into an agent's queue.
+-- ARGV: "1" if the batch may have been accepted before (a repetition after a lost connection), bound of the queue,
+-- then per message: lane, id, JSON document, ttl (ms), delivery options ("" for none).
+-- Returns one character per message: 1 accepted, 2 already known (accepted before), 0 refused: the queue is full.
+
+local function send(keys, argv)
+  local P = prefix_of(keys)
+  local now = now_ms()
+  local bound = tonumber(argv[2])
+  local ids = {}
+  for i = 3, #argv, 5 do
+    ids[#ids + 1] = argv[i + 1]
+  end
+  local known = redis.call('HMGET', P .. 'ids', unpack(ids))
+  local finals = argv[1] == '1' and finals_of(P, ids)
+  local length = redis.call('HLEN', P .. 'held')
+  for lane = 1, 4 do
+    length = length + redis.call('XLEN', P .. 'q:' .. lane)
+  end
+
+  local results, records, seen = {}, {}, {}
+  local ready, earliest = false, nil
+  for n, id in ipairs(ids) do
+    local at = 5 * n - 2
+    local lane, document, ttl, packed = argv[at], argv[at + 2], tonumber(argv[at + 3]), argv[at + 4]
+    local options = options_of(packed)
+    if known[n] or seen[id] or (finals and finals[n]) then
+      results[n] = '2'
+    elseif length >= bound and not options.f then
+      results[n] = '0'
+    else
+      local due = tonumber(options.b or 0)
+      local expiry = as_ms(math.max(now, due) + ttl)
+      local entry
+      if due > now then
+        entry = '-'
+        redis.call('HSET', P .. 'held', id, cmsgpack.pack({ lane, document, packed }))
+        redis.call('ZADD', P .. 'delayed', as_ms(due), 'h' .. id)
+        earliest = math.min(earliest or due, due)
+      else
+        if packed == '' then
+          entry = redis.call('XADD', P .. 'q:' .. lane, '*', 'i', id, 'm', document)
+        else
+          entry = redis.call('XADD', P .. 'q:' .. lane, '*', 'i', id, 'm', document, 'o', packed)
+        end
+        ready = true
+      end
+      records[#records + 1] = id
+      records[#records + 1] = record_line(lane, entry, 0, '0', as_ms(now), 0, expiry)
+      seen[id] = true
+      length = length + 1
+      results[n] = '1'
+    end
+  end
+  if #records > 0 then
+    redis.call('HSET', P .. 'ids', unpack(records))
+  end
+  if ready then
+    wake(P)
+  end
+  if earliest then
+    wake_by(P, earliest)
+  end
+  return table.concat(results)
+end
+
+define('send', send, {})

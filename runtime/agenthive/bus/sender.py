@@ -1,0 +1,184 @@
+"""Sending: many callers, one task, one connection. What arrives while a batch is under way makes the next batch."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from agenthive.bus.connections import Connections
+from agenthive.bus.errors import BusError, BusUnavailable, QueueFull
+from agenthive.bus.library import library
+from agenthive.bus.policy import FULL_QUEUE_FIRST_DELAY, FULL_QUEUE_MAX_DELAY
+from agenthive.bus.wire import Command, ConnectionLost, ReplyError
+
+log = logging.getLogger(__name__)
+
+BATCH_MESSAGES = 500
+"""Most messages of one function call."""
+BATCH_BYTES = 4 * 1024 * 1024
+"""Size at which a batch is sent without looking for more."""
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One message on its way."""
+
+    arguments: tuple[int, str, bytes, int, str]
+    """lane, id, document, ttl (ms), packed options"""
+    done: asyncio.Future[None]
+    deadline: float
+    """Loop time until which a full queue, or a Redis that is away, is waited for."""
+
+
+@dataclass(slots=True, eq=False)
+class Outbox:
+    """What waits for one agent."""
+
+    gate: str
+    items: deque[Item] = field(default_factory=deque)
+    closed_until: float = 0.0
+    """Loop time before which its full queue is not asked again."""
+    delay: float = 0.0
+
+
+class Sender:
+    """The sending task of a process. Callers await futures and never touch the connection."""
+
+    def __init__(self, connections: Connections, queue_bound: int) -> None:
+        self._connections = connections
+        self._lane = connections.lane()
+        self._bound = queue_bound
+        self._outboxes: dict[str, Outbox] = {}
+        self._work = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def send(self, gate: str, arguments: tuple[int, str, bytes, int, str], wait: float) -> None:
+        """Return once the message is accepted. Raises QueueFull or BusUnavailable after ``wait`` seconds."""
+        self._connections.check()
+        loop = asyncio.get_running_loop()
+        if self._task is None:
+            self._task = loop.create_task(self._run(), name="agenthive-sender")
+        item = Item(arguments, loop.create_future(), loop.time() + wait)
+        outbox = self._outboxes.get(gate)
+        if outbox is None:
+            outbox = self._outboxes[gate] = Outbox(gate)
+        outbox.items.append(item)
+        self._work.set()
+        await item.done
+
+    async def _run(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            await asyncio.sleep(0)  # whoever is ready to send in this turn of the loop joins the batch
+            try:
+                while batches := self._take():
+                    await self._deliver(batches)
+            except Exception:
+                log.exception("sending failed; going on")
+
+    def _take(self) -> list[tuple[Outbox, list[Item]]]:
+        """What can be sent now, by agent."""
+        now = asyncio.get_running_loop().time()
+        batches: list[tuple[Outbox, list[Item]]] = []
+        size = 0
+        later: float | None = None
+        for gate, outbox in list(self._outboxes.items()):
+            if outbox.closed_until > now:
+                self._give_up_late(outbox, now)
+                later = min(later or outbox.closed_until, outbox.closed_until)
+                continue
+            batch: list[Item] = []
+            while outbox.items and len(batch) < BATCH_MESSAGES and size < BATCH_BYTES:
+                item = outbox.items.popleft()
+                if not item.done.done():  # else its caller was cancelled before it was sent
+                    batch.append(item)
+                    size += len(item.arguments[2])
+            if batch:
+                batches.append((outbox, batch))
+            elif not outbox.items:
+                del self._outboxes[gate]
+        if later is not None and not batches:
+            self._wake_at(later)
+        return batches
+
+    def _wake_at(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(when, self._work.set)
+
+    async def _deliver(self, batches: list[tuple[Outbox, list[Item]]]) -> None:
+        again = False
+        while True:
+            commands = [self._command(outbox, batch, again) for outbox, batch in batches]
+            try:
+                answers = await self._lane.execute(commands)
+            except ConnectionLost as error:
+                # A batch may be sent twice: the recipient's queue knows the ids it has taken.
+                again = True
+                reason = f"Redis at {self._lane.endpoint} cannot be reached: {error}"
+                if self._connections.breaker.open:
+                    _fail((item for _, batch in batches for item in batch), BusUnavailable(reason))
+                    return
+                await self._lane.pause()
+            except BusUnavailable as error:
+                _fail((item for _, batch in batches for item in batch), error)
+                return
+            else:
+                for (outbox, batch), answer in zip(batches, answers, strict=True):
+                    self._settle(outbox, batch, answer)
+                return
+
+    def _command(self, outbox: Outbox, batch: list[Item], again: bool) -> Command:
+        arguments: list[Any] = ["1" if again else "0", self._bound]
+        for item in batch:
+            arguments += item.arguments
+        return library().call("send", outbox.gate, *arguments)
+
+    def _settle(self, outbox: Outbox, batch: list[Item], answer: Any) -> None:
+        if isinstance(answer, ReplyError):
+            _fail(batch, BusUnavailable(f"Redis at {self._lane.endpoint} did not accept the message: {answer}"))
+            return
+        full = []
+        for item, result in zip(batch, answer, strict=True):
+            if result == 48:  # "0"
+                full.append(item)
+            elif not item.done.done():
+                item.done.set_result(None)
+        if full:
+            loop = asyncio.get_running_loop()
+            outbox.items.extendleft(reversed(full))
+            outbox.delay = min(FULL_QUEUE_MAX_DELAY, outbox.delay * 2) or FULL_QUEUE_FIRST_DELAY
+            outbox.closed_until = loop.time() + outbox.delay
+            self._give_up_late(outbox, loop.time())
+            self._outboxes.setdefault(outbox.gate, outbox)
+        else:
+            outbox.delay = 0.0
+
+    def _give_up_late(self, outbox: Outbox, now: float) -> None:
+        late = [item for item in outbox.items if item.deadline <= now]
+        if late:
+            outbox.items = deque(item for item in outbox.items if item.deadline > now)
+            _fail(late, QueueFull(f"the queue holds its {self._bound} messages and did not shrink in time; send later"))
+
+    async def aclose(self) -> None:
+        """Send what waits, as far as Redis takes it at once, and stop."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        for outbox in self._outboxes.values():
+            _fail(outbox.items, BusUnavailable("the bus was closed before the message was sent"))
+        self._outboxes.clear()
+        await self._lane.aclose()
+
+
+def _fail(items: Any, error: BusError) -> None:
+    for item in items:
+        if not item.done.done():
+            item.done.set_exception(error)
