@@ -83,22 +83,23 @@ _PROJECTED_POINTERS: Mapping[str, tuple[Literal["ConfigMap", "Secret"], str]] = 
 def _of_pod_spec(spec: Mapping[str, Any]) -> Iterator[Reference]:
     """References in a partial pod spec; what is malformed there is the API server's to refuse."""
     for containers in ("containers", "initContainers"):
-        for container in _objects(spec.get(containers)):
-            for variable in _objects(container.get("env")):
+        for container in objects(spec.get(containers)):
+            for variable in objects(container.get("env")):
                 yield from _pointed(variable.get("valueFrom"), _POINTERS)
-            for source in _objects(container.get("envFrom")):
+            for source in objects(container.get("envFrom")):
                 yield from _pointed(source, _POINTERS)
-    for volume in _objects(spec.get("volumes")):
+    for volume in objects(spec.get("volumes")):
         yield from _pointed(volume, _VOLUME_POINTERS)
         projected = volume.get("projected")
         if isinstance(projected, Mapping):
-            for source in _objects(projected.get("sources")):
+            for source in objects(projected.get("sources")):
                 yield from _pointed(source, _PROJECTED_POINTERS)
 
 
-def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
+def objects(value: Any) -> Iterator[Any]:
+    """The objects in a list of the user's; nothing where it is no list: the API server refuses that."""
     if isinstance(value, list):
-        yield from (item for item in value if isinstance(item, Mapping))
+        yield from (item for item in value if isinstance(item, dict))
 
 
 def _pointed(value: Any, pointers: Mapping[str, tuple[Literal["ConfigMap", "Secret"], str]]) -> Iterator[Reference]:
