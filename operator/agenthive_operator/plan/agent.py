@@ -1,0 +1,197 @@
+"""The children of an Agent: the Secret with its connections and the Deployment of its pods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from agenthive.settings import DEFAULT_HTTP_PORT, Policy
+from agenthive_operator.api.agent import Agent
+from agenthive_operator.api.hive import AgentHive
+from agenthive_operator.api.meta import EnvVar
+from agenthive_operator.api.podtemplate import AGENT_CONTAINER
+from agenthive_operator.plan import names, pods
+from agenthive_operator.plan.checksum import digest
+from agenthive_operator.plan.inputs import ObservedAgent
+from agenthive_operator.plan.podtemplate import merge_pod_template
+from agenthive_operator.plan.references import agent_references
+from agenthive_operator.plan.replicas import replicas
+from agenthive_operator.plan.servers import encoded
+
+# An account that no image owns anything by: an image that runs as root would be refused by Pod Security otherwise.
+AGENT_USER = 65532
+CODE_PATH = "/agenthive/code"
+CODE_VOLUME = "code"
+HTTP_PORT_NAME = "http"
+REDIS_URL = "AGENTHIVE_REDIS_URL"
+POSTGRES_URL = "AGENTHIVE_POSTGRES_URL"
+DEFAULT_RESOURCES = {"requests": {"cpu": "50m", "memory": "96Mi"}}
+# Handlers have drainSeconds; handing back what is left, closing connections and the last flush come after.
+GRACE_BEYOND_DRAIN_SECONDS = 15
+
+
+def plan_agent(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> list[dict[str, Any]]:
+    """The objects that ``agent`` should own, as bodies of server-side apply, in the order to apply them."""
+    return [_secret(agent, observed), _deployment(agent, hive, observed)]
+
+
+def _connections(observed: ObservedAgent) -> dict[str, str]:
+    return {REDIS_URL: observed.redis_url, POSTGRES_URL: observed.postgres_url}
+
+
+def _secret(agent: Agent, observed: ObservedAgent) -> dict[str, Any]:
+    """Pods use only this Secret of the operator's: a bad new value elsewhere never reaches them."""
+    name = names.agent_secret_name(agent.metadata.name)
+    return names.agent_child("v1", "Secret", name, agent, type="Opaque", data=encoded(_connections(observed)))
+
+
+def _deployment(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> dict[str, Any]:
+    selector = names.agent_selector(hive.metadata.name, agent.metadata.name)
+    spec = {
+        "replicas": replicas(agent, hive),
+        "revisionHistoryLimit": 3,
+        "selector": {"matchLabels": selector},
+        # The new pod is ready before the old one drains.
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": 0}},
+        "template": pod_template(agent, hive, observed),
+    }
+    return names.agent_child("apps/v1", "Deployment", agent.metadata.name, agent, spec=spec)
+
+
+def checksum(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> str:
+    """Digest of all data that the pods use: connections, and the Secrets and ConfigMaps that they refer to."""
+    used = {
+        f"{reference.kind}/{reference.name}": observed.digests.get(reference)
+        for reference in sorted(agent_references(agent, hive))
+    }
+    return digest({"connections": _connections(observed), "references": used})
+
+
+def pod_template(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> dict[str, Any]:
+    """The pod template: what the operator needs, merged with what the Agent's podTemplate adds."""
+    own_labels = names.labels(hive.metadata.name, "agent", agent.metadata.name)
+    own_annotations = {names.CHECKSUM_ANNOTATION: checksum(agent, hive, observed)}
+    base = {
+        "metadata": {"labels": own_labels, "annotations": own_annotations},
+        "spec": _pod_spec(agent, hive, observed),
+    }
+    patch = agent.spec.pod_template
+    template = merge_pod_template(base, {"metadata": patch.metadata.dump(), "spec": patch.spec})
+    # The rules of the CRD refuse these already; the selector and the checksum must hold whatever comes.
+    template["metadata"]["labels"] |= own_labels
+    template["metadata"]["annotations"] |= own_annotations
+    pods.canonical_template(template)
+    return template
+
+
+def _pod_spec(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> dict[str, Any]:
+    spec, defaults = agent.spec, hive.spec.agent_defaults
+    volumes = [pods.empty_dir("tmp")]
+    mounts = [pods.mount("tmp", "/tmp")]  # noqa: S108 - a mount
+    if spec.code_from is not None:
+        volumes.append({"name": CODE_VOLUME, "configMap": {"name": spec.code_from.config_map_ref.name}})
+        mounts.append(pods.mount(CODE_VOLUME, CODE_PATH, read_only=True))
+    pod: dict[str, Any] = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": pods.pod_security(AGENT_USER),
+        "terminationGracePeriodSeconds": spec.drain_seconds + GRACE_BEYOND_DRAIN_SECONDS,
+        "containers": [{**_container(agent, hive, observed), "volumeMounts": mounts}],
+        "volumes": volumes,
+    }
+    if pull_secrets := spec.image_pull_secrets or defaults.image_pull_secrets:
+        pod["imagePullSecrets"] = [secret.dump() for secret in pull_secrets]
+    if spec.service_account_name is not None:
+        pod["serviceAccountName"] = spec.service_account_name
+    return pod
+
+
+def _container(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> dict[str, Any]:
+    spec, defaults = agent.spec, hive.spec.agent_defaults
+    livez = {"httpGet": {"path": "/livez", "port": HTTP_PORT_NAME}}
+    readyz = {"httpGet": {"path": "/readyz", "port": HTTP_PORT_NAME}}
+    container: dict[str, Any] = {
+        "name": AGENT_CONTAINER,
+        "image": spec.image or defaults.image or observed.runtime_image,
+        **_program(agent),
+        "env": _environment(agent, hive, observed),
+        "ports": [{"name": HTTP_PORT_NAME, "containerPort": DEFAULT_HTTP_PORT, "protocol": "TCP"}],
+        "resources": pods.resources(spec.resources or defaults.resources, DEFAULT_RESOURCES),
+        "securityContext": pods.container_security(),
+        # Models and indexes may take minutes to load: five of them before the kubelet gives up.
+        "startupProbe": pods.probe(livez, period=1, failures=300, timeout=2),
+        "livenessProbe": pods.probe(livez, period=10, failures=6, timeout=5),
+        "readinessProbe": pods.probe(readyz, period=2, failures=3, timeout=2),
+        # What kills an agent before it can say why still reaches the condition: the end of its log.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+    if (policy := spec.image_pull_policy or defaults.image_pull_policy) is not None:
+        container["imagePullPolicy"] = policy
+    if sources := [source.dump() for source in (*defaults.env_from, *spec.env_from)]:
+        container["envFrom"] = sources
+    return container
+
+
+def _program(agent: Agent) -> dict[str, Any]:
+    if agent.spec.entrypoint is not None:
+        return {"command": ["agenthive", "run"], "args": [agent.spec.entrypoint]}
+    program: dict[str, Any] = {"command": list(agent.spec.command or ())}
+    if agent.spec.args:
+        program["args"] = list(agent.spec.args)
+    return program
+
+
+def _environment(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> list[dict[str, Any]]:
+    """The operator's variables first, so that the user's may refer to them; the Agent's win over its hive's."""
+    own = [
+        pods.POD_IP,
+        pods.env("AGENTHIVE_INSTANCE", observed.instance_id),
+        pods.env("AGENTHIVE_NAMESPACE", agent.metadata.namespace),
+        pods.env("AGENTHIVE_HIVE", hive.metadata.name),
+        pods.env("AGENTHIVE_AGENT", agent.metadata.name),
+        {
+            "name": "AGENTHIVE_POD",
+            "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}},
+        },
+        *(pods.secret_env(key, names.agent_secret_name(agent.metadata.name), key) for key in (REDIS_URL, POSTGRES_URL)),
+        pods.env("AGENTHIVE_BIND", "$(POD_IP)"),
+        pods.env("AGENTHIVE_CONCURRENCY", str(agent.spec.concurrency)),
+        pods.env("AGENTHIVE_DRAIN_SECONDS", str(agent.spec.drain_seconds)),
+    ]
+    if agent.spec.capabilities:
+        own.append(pods.env("AGENTHIVE_CAPABILITIES", ",".join(agent.spec.capabilities)))
+    own += _policies(
+        ("AGENTHIVE_MESSAGING", hive.spec.messaging),
+        ("AGENTHIVE_REDIS_POOL", hive.spec.redis.pool),
+        ("AGENTHIVE_POSTGRES_POOL", hive.spec.postgres.pool),
+    )
+    # The root file system is read-only and the account has no home of its own.
+    own.append(pods.env("HOME", "/tmp"))  # noqa: S108 - a mount
+    if agent.spec.code_from is not None:
+        own.append(pods.env("PYTHONPATH", CODE_PATH))
+    return _with_users(own, (*hive.spec.agent_defaults.env, *agent.spec.env))
+
+
+def _policies(*policies: tuple[str, Policy]) -> list[dict[str, Any]]:
+    """A variable for each policy that differs from the defaults."""
+    return [pods.env(name, policy.to_env()) for name, policy in policies if policy != type(policy)()]
+
+
+def _with_users(own: Sequence[dict[str, Any]], users: Iterable[EnvVar]) -> list[dict[str, Any]]:
+    """``own`` and the user's variables; of one name the last counts, in the first one's place.
+
+    The CRD refuses AGENTHIVE_* and POD_IP; HOME and PYTHONPATH may be the user's, the latter behind the mounted code.
+    """
+    variables = {variable["name"]: variable for variable in own}
+    mounted_code = "PYTHONPATH" in variables
+    reserved = variables.keys() - {"HOME", "PYTHONPATH"}
+    for user in users:
+        if user.name in reserved:
+            continue
+        variable = user.dump()
+        if user.name == "PYTHONPATH" and mounted_code and user.value:
+            variable["value"] = f"{CODE_PATH}:{user.value}"
+        if variable.get("value") == "":
+            del variable["value"]
+        variables[user.name] = variable
+    return list(variables.values())
