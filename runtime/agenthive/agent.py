@@ -1,0 +1,230 @@
+"""What an agent's author writes against: an ``Agent``, its handlers, and what a handler may raise."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, TypeVar, overload
+
+#: What an agent's name must look like: a DNS label, as the Agent resource that runs it has.
+NAME_PATTERN = re.compile(r"[a-z0-9]([-a-z0-9]{0,45}[a-z0-9])?")
+
+#: A handler takes (message, ctx) or (message), a hook takes (ctx) or nothing.
+AnyFunction = Callable[..., Any]
+F = TypeVar("F", bound=AnyFunction)
+
+
+class Retry(Exception):  # noqa: N818 - reads as the instruction it is: `raise Retry(after=5)`
+    """Raised by a handler: not now, try again. Counts as an attempt; after ``max_retries`` the message is given up.
+
+    Args:
+        after: seconds until the next attempt; None takes the hive's doubling delay.
+        reason: kept with the message, shown in its status and in the dead letters.
+    """
+
+    def __init__(self, after: float | None = None, reason: str = "") -> None:
+        if after is not None and not after >= 0:
+            raise ValueError(f"Retry(after={after!r}): seconds must be 0 or more, or None for the hive's delay")
+        super().__init__(reason or "the handler asked for a retry")
+        self.after = after
+
+
+class Reject(Exception):  # noqa: N818 - as above
+    """Raised by a handler: this message can never be handled. It goes to the dead letters at once.
+
+    Args:
+        reason: kept with the message, shown in its status and in the dead letters.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """One registered function and how to call it."""
+
+    message_type: str
+    function: AnyFunction
+    #: An ``async def``: runs as a task. Otherwise a thread runs it.
+    is_async: bool
+    #: Whether it takes ``ctx`` after the message.
+    takes_context: bool
+    #: Seconds one handling may take; None takes the hive's ``handlerTimeoutSeconds``.
+    timeout: float | None
+
+    @property
+    def where(self) -> str:
+        """``module.function``, for messages to people."""
+        return describe(self.function)
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A function that runs when the agent's process starts or stops."""
+
+    function: AnyFunction
+    takes_context: bool
+
+    @property
+    def where(self) -> str:
+        """``module.function``, for messages to people."""
+        return describe(self.function)
+
+    async def run(self, ctx: object) -> None:
+        """Call it; a plain ``def`` runs on the event loop, so it must be short."""
+        result = self.function(ctx) if self.takes_context else self.function()
+        if inspect.isawaitable(result):
+            await result
+
+
+class Agent:
+    """One kind of worker: a name and a handler for each message type it understands.
+
+    Example::
+
+        agent = Agent("summarizer")
+
+        @agent.on("summarize", timeout=60)
+        async def summarize(message, ctx):
+            return {"summary": message.body["text"][:80]}
+
+    Args:
+        name: where its messages are addressed to; a DNS label of at most 47 characters. In a hive the name of the Agent
+            resource (``AGENTHIVE_AGENT``) wins over this one.
+
+    Raises:
+        ValueError: the name is no such label.
+    """
+
+    def __init__(self, name: str) -> None:
+        if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
+            raise ValueError(
+                f"Agent({name!r}): a name is 1 to 47 lower-case letters, digits and '-', "
+                "and starts and ends with a letter or digit"
+            )
+        self.name = name
+        self._handlers: dict[str, Handler] = {}
+        self._on_start: list[Hook] = []
+        self._on_stop: list[Hook] = []
+
+    def __repr__(self) -> str:
+        return f"Agent({self.name!r}, handles={sorted(self._handlers)})"
+
+    @property
+    def handlers(self) -> Mapping[str, Handler]:
+        """Every handler by message type."""
+        return MappingProxyType(self._handlers)
+
+    @property
+    def start_hooks(self) -> tuple[Hook, ...]:
+        """What runs before the first message, in order of registration."""
+        return tuple(self._on_start)
+
+    @property
+    def stop_hooks(self) -> tuple[Hook, ...]:
+        """What runs after the last message, in reverse order of registration."""
+        return tuple(reversed(self._on_stop))
+
+    def on(self, *message_types: str, timeout: float | None = None) -> Callable[[F], F]:
+        """Register the decorated function as the handler of ``message_types``.
+
+        The function takes ``(message, ctx)`` or ``(message)``. An ``async def`` runs as a task of the event loop and
+        must not block it; a ``def`` runs in a thread. What it returns (anything JSON can hold) answers the sender,
+        if one waits.
+
+        Args:
+            message_types: one or more values of ``message_type``.
+            timeout: seconds one handling may take, counted from its start (waiting in the queue is free). An
+                ``async def`` is cancelled then. A ``def`` cannot be stopped: its message stays with it until it
+                returns. Either way the handling failed. None takes the hive's ``messaging.handlerTimeoutSeconds``.
+
+        Raises:
+            ValueError: no type, an empty type, a type registered before, or a timeout that is not positive.
+            TypeError: what is decorated cannot be called with a message.
+        """
+        if not message_types or not all(isinstance(name, str) and name for name in message_types):
+            raise ValueError(f"{self.name}: on(…) needs the message types it handles, as in @agent.on('summarize')")
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"{self.name}: on({message_types[0]!r}, timeout={timeout!r}): seconds must be more than 0")
+
+        def register(function: F) -> F:
+            takes_context = _parameters(function, "a handler", ("message", "ctx"), least=1) == 2
+            for message_type in message_types:
+                known = self._handlers.get(message_type)
+                if known is not None:
+                    raise ValueError(f"{self.name}: {message_type!r} is handled by {known.where} already")
+            for message_type in message_types:
+                self._handlers[message_type] = Handler(
+                    message_type, function, _is_async(function), takes_context, timeout
+                )
+            return function
+
+        return register
+
+    @overload
+    def on_start(self, function: F) -> F: ...
+    @overload
+    def on_start(self, function: None = None) -> Callable[[F], F]: ...
+    def on_start(self, function: F | None = None) -> F | Callable[[F], F]:
+        """Run the decorated function (``(ctx)`` or no parameter) once per process, before the first message.
+
+        If it raises, the process ends with exit code 1 and the error in its termination log.
+
+        Raises:
+            TypeError: what is decorated takes other parameters.
+        """
+        return self._hook(self._on_start, "a start hook", function)
+
+    @overload
+    def on_stop(self, function: F) -> F: ...
+    @overload
+    def on_stop(self, function: None = None) -> Callable[[F], F]: ...
+    def on_stop(self, function: F | None = None) -> F | Callable[[F], F]:
+        """Run the decorated function (``(ctx)`` or no parameter) once per process, after the last message.
+
+        Bus and store still work then. If it raises, the error is logged and the stop goes on.
+
+        Raises:
+            TypeError: what is decorated takes other parameters.
+        """
+        return self._hook(self._on_stop, "a stop hook", function)
+
+    @staticmethod
+    def _hook(hooks: list[Hook], what: str, function: F | None) -> F | Callable[[F], F]:
+        def register(function: F) -> F:
+            hooks.append(Hook(function, _parameters(function, what, ("ctx",), least=0) == 1))
+            return function
+
+        return register if function is None else register(function)
+
+
+def describe(function: AnyFunction) -> str:
+    """``module.qualified_name`` of a callable."""
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    return f"{getattr(function, '__module__', '?')}.{name}"
+
+
+def _is_async(function: AnyFunction) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+def _parameters(function: AnyFunction, what: str, names: tuple[str, ...], *, least: int) -> int:
+    """How many of ``names`` to pass by position: as many as ``function`` accepts."""
+    if not callable(function):
+        raise TypeError(f"{what} must be a function, not {function!r}")
+    signature = inspect.signature(function)
+    for count in range(len(names), least - 1, -1):
+        try:
+            signature.bind(*names[:count])
+        except TypeError:
+            continue
+        return count
+    forms = [f"({', '.join(names[:count])})" for count in range(len(names), least - 1, -1)]
+    raise TypeError(
+        f"{describe(function)}{signature}: {what} takes {' or '.join(forms)}; other parameters need defaults"
+    )
