@@ -1,0 +1,5 @@
+"""``python -m agenthive.cli``."""
+
+from agenthive.cli import main
+
+main()
