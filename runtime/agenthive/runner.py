@@ -1,0 +1,284 @@
+"""The life of one agent process: connect, start, serve, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, TypeVar
+
+from agenthive.agent import Agent
+from agenthive.bus import Bus, BusError
+from agenthive.context import AgentContext, Resources
+from agenthive.health import HealthServer
+from agenthive.loader import ConfigurationError, last_line, place
+from agenthive.outage import FIRST_DELAY, Outage
+from agenthive.settings import Settings
+from agenthive.store.errors import SchemaTooNew, StoreError
+from agenthive.telemetry import Telemetry
+from agenthive.worker import Worker
+
+if TYPE_CHECKING:
+    from agenthive.bus import Consumer
+    from agenthive.store import Store
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: How long the answer of PostgreSQL to a readiness check is good for, and how long it may take, seconds.
+STORE_CHECK_SECONDS = 5.0
+STORE_ANSWER_SECONDS = 2.0
+
+
+class StartFailed(Exception):  # noqa: N818 - what happened
+    """A start hook raised; the text says which and why."""
+
+
+class Runner:
+    """One agent process, from its settings to its end.
+
+    Args:
+        agent: whose handlers run.
+        settings: the environment. ``settings.agent`` wins over the agent's own name.
+    """
+
+    def __init__(self, agent: Agent, settings: Settings) -> None:
+        self.agent = agent
+        self.settings = settings
+        self.name = settings.agent or agent.name
+        self.pod = settings.pod or f"{socket.gethostname()}-{os.getpid()}"
+        #: Set to drain and stop.
+        self.stop = asyncio.Event()
+        #: Set once messages are claimed.
+        self.serving = asyncio.Event()
+        #: Port of the health pages, once they are served.
+        self.port: int | None = None
+        self.telemetry = Telemetry(
+            self.name,
+            in_flight=lambda: self._worker.running if self._worker is not None else 0,
+            concurrency=settings.concurrency,
+        )
+        self._worker: Worker | None = None
+        self._store: Store | None = None
+        self._store_checked = float("-inf")
+        self._store_outage = Outage("PostgreSQL", self.telemetry.store_errors, self.stop)
+        self._bus_outage = Outage("Redis", self.telemetry.bus_errors, self.stop)
+
+    @property
+    def stuck(self) -> bool:
+        """After ``run``: whether a handler still runs that could not be ended, in a thread or by ignoring its end."""
+        return self._worker is not None and bool(self._worker.stuck)
+
+    async def run(self) -> None:
+        """Serve until ``stop`` is set and everything is drained.
+
+        Raises:
+            ConfigurationError: the health port is taken, or this code cannot work with what it is connected to.
+            StartFailed: a start hook raised.
+        """
+        async with AsyncExitStack() as stack:
+            health = HealthServer(live=self._live, ready=self._ready, metrics=self.telemetry.exposition)
+            self.port = await self._listen(health)
+            stack.push_async_callback(health.stop)
+            bus = await self._connect_bus(stack)
+            self._store = await self._connect_store(stack)
+            if bus is None or self.stop.is_set():
+                return
+            resources = Resources(
+                self.name, self.settings, bus, self._store, logging.getLogger(f"agent.{self.name}"),
+                asyncio.get_running_loop(),
+            )  # fmt: skip
+            await self._serve(bus, resources)
+
+    async def _listen(self, health: HealthServer) -> int:
+        host, port = self.settings.bind, self.settings.http_port
+        try:
+            return await health.start(host, port)
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot serve the health pages on {host}:{port}: {error.strerror or error}; "
+                "AGENTHIVE_BIND and AGENTHIVE_HTTP_PORT name another address (port 0: any free one)"
+            ) from error
+
+    async def _serve(self, bus: Bus, resources: Resources) -> None:
+        ctx = AgentContext(resources)
+        for hook in self.agent.start_hooks:
+            try:
+                await hook.run(ctx)
+            except Exception as error:
+                raise StartFailed(f"start hook {hook.where} failed: {last_line(error)}; {place(error)}") from error
+        consumer = bus.consumer(self.name, pod=self.pod, topics=self.settings.topics)
+        try:
+            if await self._persist(self._bus_outage, "start", _returning_true(consumer.start)) is None:
+                return
+            self._worker = Worker(
+                self.agent,
+                resources,
+                consumer,
+                self.telemetry,
+                concurrency=self.settings.concurrency,
+                default_timeout=self.settings.messaging.handler_timeout_seconds,
+                stop=self.stop,
+                drain_seconds=self.settings.drain_seconds,
+            )
+            # What start-up made lives as long as the process: the collector need not walk it again.
+            gc.freeze()
+            log.info("serving %s: %s", self.name, ", ".join(sorted(self.agent.handlers)))
+            self.serving.set()
+            await self._worker.run()
+        finally:
+            for hook in self.agent.stop_hooks:
+                try:
+                    await hook.run(ctx)
+                except Exception:
+                    log.exception("stop hook %s failed", hook.where)
+            await self._close(consumer)
+            log.info("stopped")
+
+    async def _close(self, consumer: Consumer) -> None:
+        if self.stuck:
+            return  # closing frees the lease at once, which a handler that still runs must keep
+        try:
+            await consumer.aclose()
+        except BusError as error:
+            log.warning("the lease could not be given back and runs out by itself: %s", error)
+
+    # Connections
+
+    async def _connect_bus(self, stack: AsyncExitStack) -> Bus | None:
+        settings = self.settings
+
+        async def connect() -> Bus:
+            return await Bus.connect(
+                settings.redis_url.get_secret_value(),
+                settings.scope,
+                messaging=settings.messaging,
+                pool=settings.redis_pool,
+                client_name=self.pod,
+            )
+
+        bus = await self._persist(self._bus_outage, "connect", connect)
+        if bus is not None:
+            stack.push_async_callback(bus.aclose)
+        return bus
+
+    async def _connect_store(self, stack: AsyncExitStack) -> Store | None:
+        url = self.settings.postgres_url
+        if url is None:
+            return None
+        from agenthive.store import Store  # noqa: PLC0415 - asyncpg costs 50 ms that an agent without a store saves
+
+        async def connect() -> Store:
+            return await Store.connect(
+                url.get_secret_value(),
+                self.settings.scope,
+                agent=self.name,
+                pool=self.settings.postgres_pool,
+                application_name=self.pod,
+                message_log=self.settings.message_log,
+            )
+
+        store = await self._persist(self._store_outage, "connect", connect)
+        if store is not None:
+            stack.push_async_callback(store.aclose)
+        return store
+
+    async def _persist(self, outage: Outage, operation: str, attempt: Callable[[], Awaitable[T]]) -> T | None:
+        """Try until it works; None if the process stops first."""
+        delay = FIRST_DELAY
+        while not self.stop.is_set():
+            try:
+                result = await attempt()
+            except SchemaTooNew as error:
+                raise ConfigurationError(str(error)) from error
+            except (BusError, StoreError, ValueError) as error:
+                if isinstance(error, ValueError) and not isinstance(error, StoreError):
+                    raise ConfigurationError(f"cannot {operation}: {error}") from error
+                delay = await outage.wait(operation, error, delay)
+            else:
+                outage.over()
+                return result
+        return None
+
+    # Health
+
+    async def _live(self) -> tuple[bool, str]:
+        # The answer itself is the proof: it comes from the loop that handlers run on.
+        return True, "ok"
+
+    async def _ready(self) -> tuple[bool, str]:
+        if self.stop.is_set():
+            return False, "draining"
+        why = [outage.reason for outage in (self._bus_outage, self._store_outage) if outage.reason]
+        if self._worker is None:
+            return False, "; ".join(["starting", *why])
+        if self._worker.outage.reason or not self._worker.bus_available:
+            return False, f"Redis: {self._worker.outage.reason or 'does not answer'}"
+        reason = await self._check_store()
+        return (False, f"PostgreSQL: {reason}") if reason else (True, "ok")
+
+    async def _check_store(self) -> str:
+        if self._store is None:
+            return ""
+        now = time.monotonic()
+        if now - self._store_checked >= STORE_CHECK_SECONDS:
+            self._store_checked = now
+            try:
+                await self._store.ping(STORE_ANSWER_SECONDS)
+            except StoreError as error:
+                self._store_outage.failed("check", error)
+            else:
+                self._store_outage.over()
+        return self._store_outage.reason
+
+
+def _returning_true(call: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[bool]]:
+    async def wrapped() -> bool:
+        await call()
+        return True
+
+    return wrapped
+
+
+def run(agent: Agent, settings: Settings) -> None:
+    """Run ``agent`` until SIGTERM or SIGINT, then drain. A second signal ends the process at once.
+
+    Raises:
+        ConfigurationError, StartFailed: as ``Runner.run``.
+    """
+    loop_factory = None
+    if sys.platform != "win32":
+        import uvloop  # noqa: PLC0415 - where there is one
+
+        loop_factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=loop_factory) as loop_runner:
+        stuck = loop_runner.run(_until_signalled(agent, settings))
+    if stuck:
+        # The interpreter would wait for the threads of handlers that do not end.
+        logging.shutdown()
+        os._exit(0)
+
+
+async def _until_signalled(agent: Agent, settings: Settings) -> bool:
+    runner = Runner(agent, settings)
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: int) -> None:
+        if runner.stop.is_set():
+            log.warning("second signal: exiting at once")
+            logging.shutdown()
+            os._exit(128 + number)
+        log.info("%s: draining", signal.Signals(number).name)
+        runner.stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    await runner.run()
+    return runner.stuck

@@ -1,0 +1,359 @@
+"""The claim → run → acknowledge loop of one agent process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from agenthive import telemetry
+from agenthive.agent import Agent
+from agenthive.bus import BusError, BusUnavailable, ConsumerStopped, LeaseLost
+from agenthive.context import Context, Resources, current
+from agenthive.deadlines import Deadlines
+from agenthive.handling import (
+    ACKNOWLEDGE,
+    Acknowledge,
+    BoundHandler,
+    Discard,
+    Fail,
+    HandBack,
+    Run,
+    Stop,
+    Verdict,
+    bind,
+    judge,
+    outcome,
+    unknown_type,
+)
+from agenthive.outage import FIRST_DELAY, LONGEST_DELAY, Outage
+from agenthive.protocol import describe
+from agenthive.store.errors import StoreError
+
+if TYPE_CHECKING:
+    from agenthive.bus import Consumer, Delivery
+    from agenthive.protocol import AgentMessage
+    from agenthive.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+
+#: After the drain time cancelled handlers get this long to clean up, and finished ones to be acknowledged, seconds.
+CLEANUP_SECONDS = 5.0
+
+
+class Worker:
+    """Runs the handlers of one agent on the messages of one consumer.
+
+    A slot is taken from the claim of a message until its handler ends; the acknowledgement happens outside the slot,
+    so that it shares a round trip with the next claim. Messages whose acknowledgement is on its way are bounded too.
+
+    Args:
+        agent: whose handlers run.
+        resources: what their contexts share.
+        consumer: a started consumer; the caller closes it.
+        figures: where everything is counted.
+        concurrency: handlers at a time.
+        default_timeout: seconds one handling may take where its handler says nothing; None means no limit.
+        stop: once set, the worker claims no more, drains, and ``run`` returns.
+        drain_seconds: how long running handlers may take to finish then.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        resources: Resources,
+        consumer: Consumer,
+        figures: Telemetry,
+        *,
+        concurrency: int,
+        default_timeout: float | None,
+        stop: asyncio.Event,
+        drain_seconds: float,
+    ) -> None:
+        self._resources = resources
+        self._consumer = consumer
+        self._figures = figures
+        self._concurrency = concurrency
+        self._stop = stop
+        self._drain_seconds = drain_seconds
+        self._handlers = bind(agent, figures, default_timeout)
+        self._unknown = unknown_type(agent, resources.agent, figures)
+        self._message_log = resources.store.messages if resources.store is not None else None
+        self._loop = asyncio.get_running_loop()
+        #: Handlers running now.
+        self.running = 0
+        #: Every message claimed and not yet settled with Redis.
+        self._runs: set[Run] = set()
+        self._unsettled_limit = 2 * concurrency + 64
+        self._slot = asyncio.Event()
+        self._slot_wanted = False
+        self._deadlines: Deadlines[Run] = Deadlines()
+        self._timer: asyncio.TimerHandle | None = None
+        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="handler")
+        #: The bus as this worker sees it.
+        self.outage = Outage("Redis", figures.bus_errors, stop)
+
+    @property
+    def stuck(self) -> list[Run]:
+        """Handlings that neither ended nor could be cancelled; they hold their messages until the process ends."""
+        return [run for run in self._runs if not run.done and run.task is not None and not run.task.done()]
+
+    @property
+    def bus_available(self) -> bool:
+        """Whether Redis answered when it was last asked."""
+        return self._resources.bus.available
+
+    async def run(self) -> None:
+        """Claim and handle until ``stop`` is set, then drain."""
+        claiming = asyncio.create_task(self._claim_loop(), name="claim")
+        stopping = asyncio.create_task(self._stop.wait(), name="stop")
+        try:
+            await asyncio.wait((claiming, stopping), return_when=asyncio.FIRST_COMPLETED)
+            self._stop.set()
+            await self._consumer.stop()
+            self._slot.set()
+            await claiming
+        finally:
+            stopping.cancel()
+            await self._drain()
+            if self._timer is not None:
+                self._timer.cancel()
+            self._threads.shutdown(wait=False)
+
+    # Claiming
+
+    async def _claim_loop(self) -> None:
+        delay = FIRST_DELAY
+        while not self._stop.is_set():
+            free = min(self._concurrency - self.running, self._unsettled_limit - len(self._runs))
+            if free <= 0:
+                self._slot_wanted = True
+                self._slot.clear()
+                await self._slot.wait()
+                self._slot_wanted = False
+                continue
+            try:
+                deliveries = await self._consumer.claim(free)
+            except ConsumerStopped:
+                return
+            except BusError as error:
+                delay = await self.outage.wait("claim", error, delay)
+                continue
+            delay = FIRST_DELAY
+            self.outage.over()
+            self._figures.claims += 1
+            self._figures.claimed += len(deliveries)
+            for delivery in deliveries:
+                self._start(delivery)
+
+    def _start(self, delivery: Delivery) -> None:
+        message = delivery.message
+        handler = self._handlers.get(message.message_type, self._unknown)
+        run = Run(delivery, handler, Context(self._resources, message, delivery.attempt))
+        self._runs.add(run)
+        self.running += 1
+        run.task = self._loop.create_task(self._handle(run))
+
+    # Handling
+
+    async def _handle(self, run: Run) -> None:
+        handler, ctx = run.handler, run.ctx
+        current.set(ctx)
+        result: Any = None
+        error: BaseException | None = None
+        started = perf_counter()
+        if handler.timeout is not None:
+            self._limit(run, handler.timeout)
+        try:
+            if not handler.is_async:
+                result = await self._in_thread(handler, ctx)
+            elif handler.takes_context:
+                result = await handler.function(ctx.message, ctx)
+            else:
+                result = await handler.function(ctx.message)
+        except BaseException as caught:
+            error = caught
+        run.done = True
+        self.running -= 1
+        if self._slot_wanted:
+            self._slot.set()
+        handler.figures.observe(perf_counter() - started)
+        if error is None and run.stop is None:
+            verdict: Verdict = ACKNOWLEDGE
+        else:
+            verdict = judge(run, error)
+            self._note(run, verdict, error)
+        reply: AgentMessage | None = None
+        if verdict is ACKNOWLEDGE and ctx.message.reply_to is not None:
+            try:
+                reply = ctx.message.reply(result)
+            except ValidationError as unfit:
+                # Another attempt would end the same way, after doing the work twice.
+                verdict = Discard(f"the result of {handler.where} cannot be sent as a reply: {describe(unfit)}")
+                self._note(run, verdict, unfit)
+        if isinstance(verdict, HandBack):
+            # The drain hands back everything it cancelled in one call.
+            run.done = False
+            return
+        await self._settle(run, verdict, reply)
+
+    async def _in_thread(self, handler: BoundHandler, ctx: Context) -> Any:
+        arguments = (ctx.message, ctx) if handler.takes_context else (ctx.message,)
+        call = functools.partial(contextvars.copy_context().run, _call, handler.function, *arguments)
+        result, error = await self._loop.run_in_executor(self._threads, call)
+        if error is not None:
+            raise error
+        return await result if inspect.isawaitable(result) else result
+
+    def _note(self, run: Run, verdict: Verdict, error: BaseException | None) -> None:
+        if isinstance(error, StoreError):
+            self._figures.store_errors["handler"] += 1
+        elif isinstance(error, BusUnavailable):
+            self._figures.bus_errors["handler"] += 1
+        if isinstance(verdict, Fail):
+            log.warning("attempt %d failed: %s", run.delivery.attempt, verdict.error)
+        elif isinstance(verdict, Discard):
+            log.warning("rejected: %s", verdict.reason)
+
+    # Telling Redis
+
+    async def _settle(self, run: Run, verdict: Verdict, reply: AgentMessage | None) -> None:
+        """Tell the bus until it has heard: an unheard acknowledgement would keep the message under our own lease."""
+        delay = FIRST_DELAY
+        results = run.handler.figures.results
+        while True:
+            try:
+                results[await self._tell(run.delivery, verdict, reply)] += 1
+                break
+            except LeaseLost as lost:
+                results[telemetry.LEASE_LOST] += 1
+                log.warning("the lease was lost while the handler ran; another process has the message: %s", lost)
+                self._runs.discard(run)
+                return
+            except Exception as error:
+                self.outage.failed("settle", error)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, LONGEST_DELAY)
+        if self.outage.reason:
+            self.outage.over()
+        self._runs.discard(run)
+        if self._message_log is not None and (verdict is not ACKNOWLEDGE or self._message_log.policy == "all"):
+            self._record(run.delivery, verdict)
+
+    def _record(self, delivery: Delivery, verdict: Verdict) -> None:
+        """Into the message log, behind the back of whoever handles the next one."""
+        message = delivery.message
+        if not message.delivery_options.persistent:
+            return
+        assert self._message_log is not None
+        max_retries = self._resources.settings.messaging.max_retries
+        status, error = outcome(verdict, message, delivery.attempt, max_retries)
+        try:
+            self._message_log.record(
+                message.message_id,
+                from_agent=message.from_agent,
+                to_agent=message.to_agent,
+                message_type=message.message_type,
+                status=status,
+                attempts=delivery.attempt,
+                created_at=message.timestamp,
+                error=error,
+                body=message.body,
+            )
+        except StoreError as unfit:
+            self._figures.store_errors["message_log"] += 1
+            log.warning("not written to the message log: %s", unfit)
+
+    async def _tell(self, delivery: Delivery, verdict: Verdict, reply: AgentMessage | None) -> str:
+        if isinstance(verdict, Acknowledge):
+            await self._consumer.ack(delivery, reply)
+            return telemetry.DELIVERED
+        if isinstance(verdict, Fail):
+            await self._consumer.fail(delivery, verdict.error, retry_after=verdict.retry_after)
+            return verdict.result
+        assert isinstance(verdict, Discard)
+        await self._consumer.reject(delivery, verdict.reason)
+        return telemetry.REJECTED
+
+    # Time limits
+
+    def _limit(self, run: Run, seconds: float) -> None:
+        when = self._loop.time() + seconds
+        if self._deadlines.push(when, run):
+            self._arm(when)
+
+    def _arm(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(when, self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        for run in self._deadlines.due(self._loop.time()):
+            run.stop = Stop.TIME_LIMIT
+            if run.handler.is_async:
+                assert run.task is not None
+                run.task.cancel()
+            else:
+                log.warning(
+                    "%s has run for %g s: a thread cannot be stopped, message %s waits for it",
+                    run.handler.where,
+                    run.handler.timeout,
+                    run.delivery.message.message_id,
+                )
+        following = self._deadlines.next()
+        if following is not None:
+            self._arm(following)
+
+    # Draining
+
+    async def _drain(self) -> None:
+        """Let what runs finish, cancel what does not, hand back what was cancelled."""
+        if self._runs:
+            log.info("draining: %d handlers run, they have %g s", self.running, self._drain_seconds)
+            await self._wait_for_runs(self._drain_seconds)
+        cancelled = [run for run in self._runs if not run.done and run.handler.is_async]
+        for run in cancelled:
+            assert run.task is not None
+            # One that is past its own time limit stays a failure.
+            run.stop = run.stop or Stop.DRAIN
+            run.task.cancel()
+        if self._runs:
+            await self._wait_for_runs(CLEANUP_SECONDS, threads=False)
+        ended = [run for run in cancelled if run in self._runs and not run.done and run not in self.stuck]
+        if ended:
+            try:
+                async with asyncio.timeout(CLEANUP_SECONDS):
+                    await self._consumer.release([run.delivery for run in ended])
+                log.info("handed back %d messages", len(ended))
+                for run in ended:
+                    run.handler.figures.results[telemetry.RELEASED] += 1
+            except (BusError, TimeoutError) as error:
+                log.warning("%d messages wait for the lease to run out: %s", len(ended), error)
+        for run in self._runs:
+            if run.done and run.task is not None:
+                run.task.cancel()  # it could not reach Redis in all this time; the lease will run out
+        for run in self.stuck:
+            log.error("%s does not end; its message %s stays with this process until the lease runs out",
+                      run.handler.where, run.delivery.message.message_id)  # fmt: skip
+
+    async def _wait_for_runs(self, seconds: float, *, threads: bool = True) -> None:
+        waited = [run for run in self._runs if threads or run.done or run.handler.is_async]
+        tasks = [run.task for run in waited if run.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+
+
+def _call(function: Any, *arguments: Any) -> tuple[Any, BaseException | None]:
+    """Call in a thread; the error is returned, as a future cannot carry each kind (StopIteration)."""
+    try:
+        return function(*arguments), None
+    except BaseException as error:
+        return None, error
