@@ -20,9 +20,9 @@ import aiohttp
 import orjson
 from kubernetes.aio import client, config
 
-FIELD_MANAGER: Final = "agenthive-operator"
-GROUP: Final = "agenthive.dev"
-VERSION: Final = "v1alpha1"
+from agenthive_operator.api.meta import GROUP, VERSION
+from agenthive_operator.plan.names import FIELD_MANAGER
+
 REQUEST_SECONDS: Final = 20.0
 WATCH_SILENCE_SECONDS: Final = 75.0
 PAGE: Final = 500
@@ -79,6 +79,8 @@ SERVICE: Final = Resource("Service", "services")
 EVENT: Final = Resource("Event", "events")
 # rbac: discovery.k8s.io/endpointslices list
 ENDPOINT_SLICE: Final = Resource("EndpointSlice", "endpointslices", "discovery.k8s.io")
+# rbac: core/persistentvolumeclaims get,patch
+CLAIM: Final = Resource("PersistentVolumeClaim", "persistentvolumeclaims")
 # What kopf reads to find out which kinds and namespaces exist.
 # rbac: core/namespaces list,watch
 # rbac: apiextensions.k8s.io/customresourcedefinitions list,watch
@@ -87,7 +89,7 @@ CUSTOM: Final = (AGENT_HIVE, AGENT)
 CHILDREN: Final = (DEPLOYMENT, STATEFUL_SET, SERVICE, SECRET, CONFIG_MAP, POD)
 """Kinds watched by label, in the order in which a resync lists them."""
 BY_KIND: Final[Mapping[str, Resource]] = {
-    resource.kind: resource for resource in (*CUSTOM, *CHILDREN, EVENT, ENDPOINT_SLICE)
+    resource.kind: resource for resource in (*CUSTOM, *CHILDREN, CLAIM, EVENT, ENDPOINT_SLICE)
 }
 
 

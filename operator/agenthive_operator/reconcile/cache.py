@@ -11,12 +11,10 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
+from agenthive_operator.plan.names import AGENT_LABEL, HIVE_LABEL, MANAGED_BY, MANAGED_BY_LABEL
+
 Object = dict[str, Any]
 
-HIVE_LABEL: Final = "agenthive.dev/hive"
-AGENT_LABEL: Final = "agenthive.dev/agent"
-MANAGED_BY_LABEL: Final = "app.kubernetes.io/managed-by"
-MANAGED_BY: Final = "agenthive-operator"
 SELECTOR: Final = f"{MANAGED_BY_LABEL}={MANAGED_BY}"
 TOMBSTONES: Final = 10_000
 

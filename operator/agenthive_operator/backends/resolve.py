@@ -1,0 +1,78 @@
+"""Service names to addresses, for an operator (or a person) outside of the cluster's DNS.
+
+``redis://demo-redis.default.svc:6379/0`` becomes ``redis://127.0.0.5:6379/0``: the address of a ready endpoint, read
+from the API. Inside a cluster nothing is resolved here: DNS does it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+from agenthive_operator.backends.kube import ENDPOINT_SLICE, Kube
+
+SUFFIXES: Final = (".svc", ".svc.cluster.local")
+SERVICE_LABEL: Final = "kubernetes.io/service-name"
+
+
+class NoEndpointError(LookupError):
+    """The Service has no ready endpoint (yet)."""
+
+
+class Resolver:
+    """Turns URLs with Service names into URLs with addresses; passes others, and all when disabled."""
+
+    def __init__(self, kube: Kube, *, enabled: bool) -> None:
+        self._kube = kube
+        self._enabled = enabled
+
+    async def resolve(self, url: str) -> str:
+        """``url`` with an address in place of a Service name.
+
+        Raises ``NoEndpointError`` when the Service has no ready endpoint, ``ApiError`` when the API cannot be asked.
+        """
+        service = service_of(url) if self._enabled else None
+        if service is None:
+            return url
+        name, namespace = service
+        # rbac: discovery.k8s.io/endpointslices list
+        slices, _ = await self._kube.list(ENDPOINT_SLICE, namespace, labels=f"{SERVICE_LABEL}={name}")
+        found = ready_endpoint(slices)
+        if found is None:
+            raise NoEndpointError(f"Service {namespace}/{name} has no ready endpoint")
+        return with_address(url, *found)
+
+
+def service_of(url: str) -> tuple[str, str] | None:
+    """(name, namespace) of the Service that the URL's host names; None for any other host. Pure.
+
+    Raises ``ValueError`` for what is no URL.
+    """
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    for suffix in SUFFIXES:
+        name, _, namespace = host.removesuffix(suffix).partition(".")
+        if host.endswith(suffix) and name and namespace and "." not in namespace:
+            return name, namespace
+    return None
+
+
+def ready_endpoint(slices: list[dict[str, Any]]) -> tuple[str, int | None] | None:
+    """Address and, where the slice has exactly one, port of a ready endpoint. Pure."""
+    for entry in slices:
+        ports = entry.get("ports") or []
+        port = ports[0].get("port") if len(ports) == 1 else None
+        for endpoint in entry.get("endpoints") or ():
+            ready = (endpoint.get("conditions") or {}).get("ready")
+            if ready is not False and endpoint.get("addresses"):
+                return str(endpoint["addresses"][0]), port
+    return None
+
+
+def with_address(url: str, address: str, port: int | None) -> str:
+    """``url`` with another host, and another port if one is given. Pure."""
+    parts = urlsplit(url)
+    login, at, _ = parts.netloc.rpartition("@")
+    host = f"[{address}]" if ":" in address else address
+    number = port if port is not None else parts.port
+    netloc = f"{login}{at}{host}" + (f":{number}" if number is not None else "")
+    return urlunsplit(parts._replace(netloc=netloc))
