@@ -44,7 +44,6 @@ class HiveInput:
     agents_ready: int = 0
     agents_not_ready: tuple[str, ...] = ()
     suspended: bool = False
-    deleting: str = ""
     problem: Problem | None = None
 
 
@@ -212,8 +211,6 @@ def _agents(seen: HiveInput) -> Verdict:
 
 
 def _hive_ready(seen: HiveInput, parts: Mapping[str, Verdict]) -> Verdict:
-    if seen.deleting:
-        return Verdict("False", "Deleting", seen.deleting)
     if seen.problem is not None:
         return Verdict("False", seen.problem.reason, seen.problem.message)
     for kind, verdict in parts.items():

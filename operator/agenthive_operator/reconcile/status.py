@@ -48,6 +48,15 @@ def merge_conditions(
     return merged
 
 
+def only_ready(live: Mapping[str, Any], verdict: Verdict, now: datetime) -> Object:
+    """The status of ``live`` with another verdict on Ready and everything else as it was."""
+    before, generation = live.get("status") or {}, int(live["metadata"].get("generation", 0))
+    known: list[Object] = before.get("conditions") or []
+    ready = merge_conditions(known, {"Ready": verdict}, generation, now)
+    others = [entry for entry in known if entry["type"] != "Ready"]
+    return {**before, "observedGeneration": generation, "conditions": [*ready, *others]}
+
+
 def condition(obj: Mapping[str, Any], kind: str) -> Object | None:
     """The condition of one type in an object's status."""
     conditions = (obj.get("status") or {}).get("conditions") or []

@@ -43,8 +43,6 @@ HEALTHY = HiveInput(OK, OK, MIGRATED, agents_total=2, agents_ready=2)
         (replace(HEALTHY, schema=SchemaReport(False, "MigrationFailed", "x")), "False", "SchemaNotReady", False),
         (replace(HEALTHY, redis=None), "Unknown", "RedisNotReady", False),
         (replace(HEALTHY, problem=Problem("NameConflict", "Secret x")), "False", "NameConflict", True),
-        (replace(HEALTHY, deleting="2 agents are draining"), "False", "Deleting", True),
-        (replace(HEALTHY, deleting="x", problem=Problem("InvalidSpec", "y")), "False", "Deleting", True),
     ],
 )
 def test_hive(seen: HiveInput, ready: str, reason: str, gate: bool) -> None:

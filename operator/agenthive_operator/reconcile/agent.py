@@ -1,0 +1,209 @@
+"""One look at an Agent: gather, plan, apply, prune, tell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agenthive_operator.api.agent import Agent
+from agenthive_operator.api.hive import AgentHive
+from agenthive_operator.api.meta import InvalidObjectError
+from agenthive_operator.backends.kube import AGENT, AGENT_HIVE, Object, secret_data
+from agenthive_operator.backends.references import Reference
+from agenthive_operator.plan.agent import plan_agent
+from agenthive_operator.plan.checksum import digest
+from agenthive_operator.plan.inputs import ObservedAgent
+from agenthive_operator.plan.names import agent_secret_name, agent_selector, selector_string
+from agenthive_operator.plan.references import Reference as Pointer
+from agenthive_operator.plan.references import agent_references, code_reference
+from agenthive_operator.reconcile.cache import Key
+from agenthive_operator.reconcile.children import is_labelled
+from agenthive_operator.reconcile.conditions import (
+    AgentInput,
+    HiveFacts,
+    Problem,
+    Verdict,
+    agent_conditions,
+    pod_failure,
+    rollout_of,
+)
+from agenthive_operator.reconcile.context import Context, HiveState
+from agenthive_operator.reconcile.status import (
+    FigureGate,
+    agent_status,
+    figure_fields,
+    figures_in,
+    is_true,
+    merge_conditions,
+    only_ready,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HiveView:
+    """An Agent's hive: the object, and what its reconciler let us know. Both None when there is no such hive."""
+
+    hive: AgentHive | None
+    state: HiveState | None
+    facts: HiveFacts
+
+
+class AgentReconciler:
+    """Reconciles Agents."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._gates: dict[Key, FigureGate] = {}
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Look at one Agent; returns the seconds after which to look again without an event, if any.
+
+        Raises ``ApiError`` for what trying again may cure.
+        """
+        live = self._context.cache.get(*key)
+        if live is None:
+            live = await self._context.kube.get(AGENT, key.namespace, key.name)
+        if live is None:
+            self._forget(key)
+            return None
+        try:
+            agent = Agent.parse(live)
+        except InvalidObjectError as error:
+            await self._conclude_unreadable(live, str(error))
+            return None
+        if agent.metadata.deleting:
+            return None  # the garbage collector takes the children; nothing outside needs cleaning
+        view = await self._view_hive(key, agent)
+        if view.facts.exists and view.state is None and is_known(live):
+            return None  # the hive has not been looked at since the start, and will call us when it has
+        problem = await self._bring_about(key, agent, view)
+        return await self._tell(key, live, agent, view.facts, problem)
+
+    # ---- steps
+
+    def _forget(self, key: Key) -> None:
+        self._context.references.register(key, ())
+        self._gates.pop(key, None)
+
+    async def _view_hive(self, key: Key, agent: Agent) -> HiveView:
+        """The Agent's hive; absence is believed only when the API server says so."""
+        name = agent.spec.hive_ref.name
+        live = self._context.cache.get("AgentHive", key.namespace, name)
+        if live is None:
+            live = await self._context.kube.get(AGENT_HIVE, key.namespace, name)
+        if live is None:
+            return HiveView(None, None, HiveFacts(exists=False))
+        try:
+            hive = AgentHive.parse(live)
+        except InvalidObjectError as error:
+            return HiveView(None, None, HiveFacts(exists=True, message=str(error)))
+        state = self._context.states.get(Key("AgentHive", key.namespace, name))
+        if state is not None and state.uid != hive.metadata.uid:
+            state = None  # a namesake's; the new hive's reconciler is about to say something
+        facts = HiveFacts(
+            exists=True,
+            ready=state is not None and state.ready,
+            suspended=hive.spec.suspend,
+            deleting=hive.metadata.deleting,
+            message=state.message if state else "it is being looked at",
+        )
+        return HiveView(hive, state, facts)
+
+    async def _bring_about(self, key: Key, agent: Agent, view: HiveView) -> Problem | None:
+        """Apply the Agent's children, once its hive has been ready; prune what is no longer planned."""
+        hive, state = view.hive, view.state
+        pointers = agent_references(agent, hive) if hive is not None else frozenset()
+        self._context.references.register(key, [Reference(p.kind, key.namespace, p.name) for p in pointers])
+        if hive is None or state is None:
+            return None
+        deployment = await self._context.children.live("Deployment", key.namespace, key.name)
+        if deployment is None and (not state.ready or state.deleting):
+            return None  # the first start waits for the hive; a running agent is left running
+        digests = await self._digests(key, pointers)
+        code = code_reference(agent)
+        if code is not None and code not in digests:
+            return Problem("CodeMissing", f"ConfigMap {code.name!r} of spec.codeFrom does not exist; create it")
+        urls = await self._urls(key, state)
+        if urls is None:
+            return None
+        observed = ObservedAgent(
+            instance_id=state.instance_id,
+            redis_url=urls[0],
+            postgres_url=urls[1],
+            runtime_image=self._context.options.runtime_image,
+            digests=digests,
+        )
+        planned = plan_agent(agent, hive, observed)
+        problem = await self._context.children.apply(planned)
+        if problem is None:
+            await self._context.children.prune(agent.metadata.uid, planned)
+        return problem
+
+    async def _digests(self, key: Key, pointers: frozenset[Pointer]) -> dict[Pointer, str]:
+        """Digests of the data that the pods use; what does not exist is left out."""
+        digests = {}
+        for pointer in sorted(pointers):
+            data = await self._context.references.read(Reference(pointer.kind, key.namespace, pointer.name))
+            if data is not None:
+                digests[pointer] = digest(data)
+        return digests
+
+    async def _urls(self, key: Key, state: HiveState) -> tuple[str, str] | None:
+        """The URLs for the Agent's Secret: those found good, else those it has already.
+
+        So a bad new value in a hive's Secret, or a server that is down, changes nothing for running pods.
+        """
+        secret = await self._context.children.live("Secret", key.namespace, agent_secret_name(key.name))
+        known = secret_data(secret) if secret is not None and is_labelled(secret) else {}
+        redis = state.redis_url or known.get("AGENTHIVE_REDIS_URL")
+        postgres = state.postgres_url or known.get("AGENTHIVE_POSTGRES_URL")
+        return (redis, postgres) if redis and postgres else None
+
+    async def _tell(
+        self, key: Key, live: Object, agent: Agent, facts: HiveFacts, problem: Problem | None
+    ) -> float | None:
+        """Write the status where it differs, Events for what went wrong, and let the hive count again."""
+        hive = agent.spec.hive_ref.name
+        deployment = self._context.cache.get("Deployment", key.namespace, key.name)
+        owners = (deployment or {}).get("metadata", {}).get("ownerReferences") or ()
+        if deployment is not None and not any(owner["uid"] == agent.metadata.uid for owner in owners):
+            deployment = None
+        rollout = rollout_of(deployment) if deployment else None
+        pods = self._context.cache.pods_of(key.namespace, hive=hive, agent=key.name)
+        seen = AgentInput(
+            name=key.name, hive=hive, facts=facts, rollout=rollout, failure=pod_failure(pods), problem=problem
+        )
+        verdicts = agent_conditions(seen)
+        before = live.get("status") or {}
+        figures, again = self._figures(key, hive, before)
+        generation = agent.metadata.generation
+        status = agent_status(
+            conditions=merge_conditions(before.get("conditions") or [], verdicts, generation, self._context.clock()),
+            generation=generation,
+            selector=selector_string(agent_selector(hive, key.name)),
+            rollout=rollout,
+            figures=figures,
+        )
+        after = await self._context.write_status(live, status)
+        await self._context.tell_transitions(live, verdicts, normal=False)
+        if is_true(live, "Ready") != is_true(after, "Ready"):
+            self._context.queue.add(Key("AgentHive", key.namespace, hive))
+        return again
+
+    def _figures(self, key: Key, hive: str, before: Object) -> tuple[Object, float | None]:
+        known = figures_in(before)
+        latest = self._context.figures.latest(Key("AgentHive", key.namespace, hive))
+        if latest is None or key.name not in latest:
+            return known, None
+        gate = self._gates.setdefault(key, FigureGate())
+        return gate.choose(known, figure_fields(latest[key.name]), self._context.monotonic())
+
+    async def _conclude_unreadable(self, live: Object, text: str) -> None:
+        """A spec this operator cannot read: say so and leave everything as it is."""
+        verdict = Verdict("False", "InvalidSpec", text)
+        await self._context.write_status(live, only_ready(live, verdict, self._context.clock()))
+        await self._context.tell_transitions(live, {"Ready": verdict}, normal=False)
+
+
+def is_known(live: Object) -> bool:
+    """Whether an Agent's status was concluded before."""
+    return bool((live.get("status") or {}).get("conditions"))

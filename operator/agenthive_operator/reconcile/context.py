@@ -1,0 +1,116 @@
+"""What both reconcilers work with: access, caches, monitors, and what hives let their agents know."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal
+
+from agenthive_operator.backends.events import EventRecorder
+from agenthive_operator.backends.kube import Kube, Object
+from agenthive_operator.backends.references import References
+from agenthive_operator.backends.reports import Figures, PostgresReport, StoreReport
+from agenthive_operator.backends.resolve import Resolver
+from agenthive_operator.reconcile.cache import Key, ObjectCache
+from agenthive_operator.reconcile.children import Children
+from agenthive_operator.reconcile.conditions import Verdict
+from agenthive_operator.reconcile.monitor import Monitor
+from agenthive_operator.reconcile.queue import KeyedQueue
+from agenthive_operator.reconcile.status import condition, merge_patch
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the operator was started with.
+
+    ``runtime_image``: image of agents for which nobody names one. ``cleanup_seconds``: how long the deletion of a hive
+    may wait for servers that have to be cleaned, beyond the time its agents need to drain.
+    """
+
+    namespaces: tuple[str, ...] = ()
+    runtime_image: str = "agenthive-runtime:latest"
+    resolve_services: bool = False
+    cleanup_seconds: float = 120.0
+    resync_seconds: float = 300.0
+    workers: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class HiveState:
+    """What a hive's reconciler lets its agents know. A URL is there only while its server was found good."""
+
+    uid: str
+    generation: int
+    instance_id: str
+    ready: bool
+    deleting: bool = False
+    message: str = ""
+    redis_url: str | None = field(default=None, repr=False)
+    postgres_url: str | None = field(default=None, repr=False)
+
+
+@dataclass(slots=True)
+class Context:
+    """Everything a reconciler needs; one per operator."""
+
+    options: Options
+    kube: Kube
+    cache: ObjectCache
+    children: Children
+    references: References
+    events: EventRecorder
+    resolver: Resolver
+    queue: KeyedQueue[Key]
+    redis: Monitor[StoreReport]
+    postgres: Monitor[PostgresReport]
+    figures: Monitor[dict[str, Figures]]
+    states: dict[Key, HiveState] = field(default_factory=dict)
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    monotonic: Callable[[], float] = time.monotonic
+
+    def enqueue_agents(self, hive: Key) -> None:
+        """Have every Agent of a hive reconciled."""
+        for agent in self.cache.agents_of(hive.namespace, hive.name):
+            self.queue.add(Key("Agent", hive.namespace, agent["metadata"]["name"]))
+
+    async def write_status(self, live: Object, status: Object) -> Object:
+        """Patch the status where it differs; returns the object as it is then. Raises ``ApiError``."""
+        patch = merge_patch(live.get("status") or {}, status)
+        if not patch:
+            return live
+        # rbac: agenthive.dev/agenthives/status patch
+        # rbac: agenthive.dev/agents/status patch
+        answer = await self.kube.patch_status(live, patch)
+        self.cache.put(answer)
+        return answer
+
+    async def tell_transitions(self, live: Object, verdicts: dict[str, Verdict], *, normal: bool) -> None:
+        """Events for conditions that changed against the status in ``live``."""
+        for kind, reason, message in transitions(live, verdicts):
+            if normal or kind == "Warning":
+                await self.events.emit(live, kind, reason, message)
+
+
+QUIET = frozenset(
+    {
+        "Probing", "Starting", "Loading", "WaitingForPostgres", "RollingOut", "Waiting", "PodsNotReady", "HiveNotReady",
+        "UpToDate", "NoAgents", "AgentsNotReady", "RedisNotReady", "PostgresNotReady", "SchemaNotReady",
+    }
+)  # fmt: skip
+"""Reasons on the way to somewhere, or that only point at another condition: no news of their own."""
+
+
+def transitions(live: Object, verdicts: dict[str, Verdict]) -> list[tuple[Literal["Normal", "Warning"], str, str]]:
+    """What is worth an Event: conditions whose status or reason differs from what ``live`` says. Pure."""
+    news: list[tuple[Literal["Normal", "Warning"], str, str]] = []
+    told: set[str] = set()
+    for kind, verdict in verdicts.items():
+        before = condition(live, kind) or {}
+        same = (before.get("status"), before.get("reason")) == (verdict.status, verdict.reason)
+        if same or verdict.reason in QUIET or verdict.reason in told:
+            continue
+        told.add(verdict.reason)
+        news.append(("Normal" if verdict.status == "True" else "Warning", verdict.reason, verdict.message))
+    return news

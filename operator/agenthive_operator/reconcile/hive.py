@@ -1,0 +1,274 @@
+"""One look at an AgentHive: gather, plan, apply, prune, probe, tell.
+
+``reconcile`` is a flat chain of steps. It is level-triggered: it may run at any time, any number of times, and writes
+only what differs.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Final
+
+from agenthive_operator.api.hive import AgentHive
+from agenthive_operator.api.meta import InvalidObjectError
+from agenthive_operator.backends.kube import AGENT_HIVE, Object, secret_data
+from agenthive_operator.backends.references import Reference
+from agenthive_operator.backends.reports import Figures, PostgresReport, StoreReport
+from agenthive_operator.plan.hive import plan_claims, plan_hive
+from agenthive_operator.plan.inputs import ObservedHive, ObservedServer
+from agenthive_operator.plan.names import HIVE_LABEL, server_name
+from agenthive_operator.plan.references import hive_references
+from agenthive_operator.reconcile.cache import Key
+from agenthive_operator.reconcile.children import is_labelled
+from agenthive_operator.reconcile.conditions import HiveInput, Problem, Verdict, hive_conditions, stores_ready
+from agenthive_operator.reconcile.context import Context, HiveState
+from agenthive_operator.reconcile.deletion import HiveDeletion, ensure_finalizer
+from agenthive_operator.reconcile.status import FigureGate, hive_status, is_true, merge_conditions, only_ready
+from agenthive_operator.reconcile.stores import Connection, Server, Stores
+
+PASSWORD_BYTES: Final = 24
+INSTANCE_ALPHABET: Final = "abcdefghijkmnpqrstuvwxyz23456789"
+INSTANCE_LENGTH: Final = 8
+
+
+class HiveReconciler:
+    """Reconciles AgentHives."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.stores = Stores(context)
+        self._deletion = HiveDeletion(context, self.stores)
+        self._gates: dict[Key, FigureGate] = {}
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Look at one hive; returns the seconds after which to look again without an event, if any.
+
+        Raises ``ApiError`` for what trying again may cure.
+        """
+        live = self._context.cache.get(*key)
+        if live is None:
+            live = await self._context.kube.get(AGENT_HIVE, key.namespace, key.name)
+        if live is None:
+            await self._forget(key)
+            return None
+        try:
+            hive = AgentHive.parse(live)
+        except InvalidObjectError as error:
+            await self._conclude_unreadable(live, str(error))
+            return None
+        if hive.metadata.deleting:
+            return await self._delete(key, live, hive)
+        live, hive = await self._ensure_instance_id(live, hive)
+        live = await ensure_finalizer(self._context, live, hive)
+        problem = await self._bring_about(key, hive)
+        redis, redis_report = await self._look_at_redis(key, hive)
+        postgres, postgres_report = await self._look_at_postgres(key, hive)
+        figures = self.stores.look_at_queues(key, hive, redis.url if redis_report and redis_report.ok else None)
+        if problem is None and (redis_report is None or postgres_report is None) and is_known(live):
+            # The first look since the start, or at another server, is under way and comes back here by itself: until
+            # then what was written before is the best there is.
+            return None
+        seen = self._observe(key, hive, problem, redis_report, postgres_report)
+        verdicts = hive_conditions(seen)
+        again = await self._tell(key, live, hive, verdicts, seen, figures)
+        self._tell_agents(key, hive, verdicts, redis, postgres, seen)
+        return again
+
+    # ---- steps
+
+    async def _forget(self, key: Key) -> None:
+        await self.stores.forget(key)
+        self._context.references.register(key, ())
+        self._context.states.pop(key, None)
+        self._gates.pop(key, None)
+        self._context.enqueue_agents(key)
+
+    async def _ensure_instance_id(self, live: Object, hive: AgentHive) -> tuple[Object, AgentHive]:
+        """The instance id goes into the status before anything is named after it."""
+        if hive.status.instance_id is not None:
+            return live, hive
+        instance = hive.spec.instance_id or mint_instance_id()
+        live = await self._context.write_status(live, {**(live.get("status") or {}), "instanceId": instance})
+        return live, AgentHive.parse(live)
+
+    async def _bring_about(self, key: Key, hive: AgentHive) -> Problem | None:
+        """Apply the hive's own servers, prune what is no longer planned, follow the Secrets it points at."""
+        pointed = [Reference(entry.kind, key.namespace, entry.name) for entry in hive_references(hive)]
+        self._context.references.register(key, pointed)
+        observed = ObservedHive(
+            redis=await self._observe_server(hive, "redis"), postgres=await self._observe_server(hive, "postgres")
+        )
+        planned = plan_hive(hive, observed)
+        problem = await self._context.children.apply(planned)
+        if problem is not None:
+            return problem
+        await self._context.children.prune(hive.metadata.uid, planned)
+        return await self._context.children.apply_existing(plan_claims(hive, observed))
+
+    async def _observe_server(self, hive: AgentHive, server: Server) -> ObservedServer:
+        """The password a managed server has, or a fresh one; and the size of its claim."""
+        if (hive.spec.redis.run if server == "redis" else hive.spec.postgres.run) is None:
+            return ObservedServer()
+        namespace, name = hive.metadata.namespace, server_name(hive.metadata.name, server)
+        secret = await self._context.children.live("Secret", namespace, name)
+        stateful_set = await self._context.children.live("StatefulSet", namespace, name)
+        password = known_password(secret, hive.metadata.name) or secrets.token_urlsafe(PASSWORD_BYTES)
+        return ObservedServer(password=password, claim_size=claim_size(stateful_set))
+
+    async def _look_at_redis(self, key: Key, hive: AgentHive) -> tuple[Connection, StoreReport | None]:
+        connection = await self.stores.connection(key, hive, "redis")
+        return connection, self.stores.look_at_redis(key, hive, connection)
+
+    async def _look_at_postgres(self, key: Key, hive: AgentHive) -> tuple[Connection, PostgresReport | None]:
+        connection = await self.stores.connection(key, hive, "postgres")
+        return connection, self.stores.look_at_postgres(key, hive, connection)
+
+    def _observe(
+        self,
+        key: Key,
+        hive: AgentHive,
+        problem: Problem | None,
+        redis: StoreReport | None,
+        postgres: PostgresReport | None,
+    ) -> HiveInput:
+        agents = self._context.cache.agents_of(key.namespace, key.name)
+        waiting = tuple(sorted(agent["metadata"]["name"] for agent in agents if not is_true(agent, "Ready")))
+        return HiveInput(
+            redis=redis,
+            postgres=postgres.store if postgres else None,
+            schema=postgres.schema if postgres else None,
+            agents_total=len(agents),
+            agents_ready=len(agents) - len(waiting),
+            agents_not_ready=waiting,
+            suspended=hive.spec.suspend,
+            problem=problem,
+        )
+
+    async def _tell(
+        self,
+        key: Key,
+        live: Object,
+        hive: AgentHive,
+        verdicts: dict[str, Verdict],
+        seen: HiveInput,
+        figures: Mapping[str, Figures] | None,
+    ) -> float | None:
+        """Write the status where it differs, and Events for what changed."""
+        before = live.get("status") or {}
+        backlog, again = self._backlog(key, before, figures)
+        status = hive_status(
+            conditions=merge_conditions(
+                before.get("conditions") or [], verdicts, hive.metadata.generation, self._context.clock()
+            ),
+            generation=hive.metadata.generation,
+            instance_id=hive.instance_id or "",
+            agents_total=seen.agents_total,
+            agents_ready=seen.agents_ready,
+            redis=seen.redis,
+            postgres=seen.postgres,
+            backlog=backlog,
+        )
+        await self._context.write_status(live, status)
+        await self._context.tell_transitions(live, verdicts, normal=True)
+        return again
+
+    def _backlog(
+        self, key: Key, before: Object, figures: Mapping[str, Figures] | None
+    ) -> tuple[int | None, float | None]:
+        """The backlog to write, and when to look again if a newer one is being held back."""
+        known = {"backlog": before["backlog"]} if "backlog" in before else {}
+        if figures is None:
+            return known.get("backlog"), None
+        newest = {"backlog": sum(entry.backlog for entry in figures.values())}
+        gate = self._gates.setdefault(key, FigureGate())
+        chosen, again = gate.choose(known, newest, self._context.monotonic())
+        return chosen.get("backlog"), again
+
+    def _tell_agents(
+        self,
+        key: Key,
+        hive: AgentHive,
+        verdicts: dict[str, Verdict],
+        redis: Connection,
+        postgres: Connection,
+        seen: HiveInput,
+    ) -> None:
+        """Let the agents know what they depend on, and have them reconciled when it changed."""
+        ready = stores_ready(verdicts)
+        failing = next((verdict.message for verdict in verdicts.values() if verdict.status != "True"), "")
+        state = HiveState(
+            uid=hive.metadata.uid,
+            generation=hive.metadata.generation,
+            instance_id=hive.instance_id or "",
+            ready=ready,
+            deleting=hive.metadata.deleting,
+            message="" if ready else failing,
+            redis_url=redis.url if seen.redis and seen.redis.ok else None,
+            postgres_url=postgres.url if seen.postgres and seen.postgres.ok else None,
+        )
+        self._set_state(key, state)
+
+    def _set_state(self, key: Key, state: HiveState) -> None:
+        if self._context.states.get(key) != state:
+            self._context.states[key] = state
+            self._context.enqueue_agents(key)
+
+    # ---- other ends
+
+    async def _conclude_unreadable(self, live: Object, text: str) -> None:
+        """A spec this operator cannot read: say so and leave everything as it is."""
+        verdict = Verdict("False", "InvalidSpec", text)
+        await self._context.write_status(live, only_ready(live, verdict, self._context.clock()))
+        await self._context.tell_transitions(live, {"Ready": verdict}, normal=True)
+
+    async def _delete(self, key: Key, live: Object, hive: AgentHive) -> float | None:
+        """Drain the agents, clean what lies outside, let go."""
+        known = self._context.states.get(key)
+        state = HiveState(
+            uid=hive.metadata.uid,
+            generation=hive.metadata.generation,
+            instance_id=hive.instance_id or "",
+            ready=False,
+            deleting=True,
+            message="it is being deleted",
+            redis_url=known.redis_url if known else None,
+            postgres_url=known.postgres_url if known else None,
+        )
+        self._set_state(key, state)
+        waiting = await self._deletion.step(key, live, hive)
+        if waiting is None:
+            return None
+        text, again = waiting
+        verdict = Verdict("False", "Deleting", text)
+        await self._context.write_status(live, only_ready(live, verdict, self._context.clock()))
+        return again
+
+
+# ---- pure
+
+
+def is_known(live: Object) -> bool:
+    """Whether a hive's status was concluded before: it holds a verdict on both stores."""
+    types = {entry["type"] for entry in (live.get("status") or {}).get("conditions") or ()}
+    return {"RedisReady", "PostgresReady"} <= types
+
+
+def mint_instance_id() -> str:
+    """A fresh instance id: short, a DNS label, without look-alike characters."""
+    return "i" + "".join(secrets.choice(INSTANCE_ALPHABET) for _ in range(INSTANCE_LENGTH - 1))
+
+
+def known_password(secret: Object | None, hive: str) -> str | None:
+    """The password in a managed server's Secret, if that Secret is this hive's or an earlier one's of its name."""
+    if secret is None or not is_labelled(secret) or secret["metadata"]["labels"].get(HIVE_LABEL) != hive:
+        return None
+    return secret_data(secret).get("password") or None
+
+
+def claim_size(stateful_set: Object | None) -> str | None:
+    """The size in the claim template of a StatefulSet, if it has one."""
+    for template in ((stateful_set or {}).get("spec") or {}).get("volumeClaimTemplates") or ():
+        size = template["spec"]["resources"]["requests"].get("storage")
+        return str(size) if size else None
+    return None

@@ -1,0 +1,176 @@
+"""The stores of a hive as its reconciler sees them: where they are, and what the monitors last found there."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from redis.exceptions import RedisError
+
+from agenthive.bus import BusUnavailable
+from agenthive.settings import HiveScope
+from agenthive.store import schema_name
+from agenthive_operator.api.hive import AgentHive
+from agenthive_operator.backends import postgres, redis
+from agenthive_operator.backends.kube import ApiError, Object, secret_data
+from agenthive_operator.backends.references import Reference
+from agenthive_operator.backends.reports import Figures, PostgresReport, SchemaReport, StoreReport, endpoint_of
+from agenthive_operator.backends.resolve import NoEndpointError
+from agenthive_operator.plan.names import COMPONENT_LABEL, server_name
+from agenthive_operator.reconcile.cache import Key
+from agenthive_operator.reconcile.children import is_labelled
+from agenthive_operator.reconcile.conditions import pod_failure
+from agenthive_operator.reconcile.context import Context
+
+logger = logging.getLogger(__name__)
+
+Server = Literal["redis", "postgres"]
+SERVERS: Final[tuple[Server, Server]] = ("redis", "postgres")
+PORTS: Final = {"redis": redis.DEFAULT_PORT, "postgres": postgres.DEFAULT_PORT}
+NO_SCHEMA: Final = SchemaReport(False, "WaitingForPostgres", "the schema is migrated once PostgreSQL is ready")
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Where one store of a hive is: a URL, or the report that says why there is none."""
+
+    url: str | None
+    missing: StoreReport | None = None
+
+
+class Stores:
+    """Looks after the stores of all hives."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._schemas: dict[Key, postgres.HiveSchema] = {}
+        self._queues: dict[Key, redis.HiveQueues] = {}
+
+    async def connection(self, key: Key, hive: AgentHive, server: Server) -> Connection:
+        """The URL of a store, from the Secret that holds it. Raises ``ApiError`` when the API cannot be asked."""
+        external = (hive.spec.redis if server == "redis" else hive.spec.postgres).external
+        if external is None:
+            secret = await self._context.children.live("Secret", key.namespace, server_name(key.name, server))
+            url = secret_data(secret).get("url") if secret is not None and is_labelled(secret) else None
+            return Connection(url) if url else Connection(None, StoreReport(False, "Starting", "being created"))
+        wanted, field = external.url_secret_ref, f"spec.{server}.external.urlSecretRef"
+        data = await self._context.references.read(Reference("Secret", key.namespace, wanted.name))
+        if data is None:
+            text = f"Secret {wanted.name!r} of {field} does not exist; create it"
+            return Connection(None, StoreReport(False, "SecretMissing", text))
+        if not data.get(wanted.key, "").strip():
+            keys = ", ".join(sorted(data)) or "none"
+            text = f"Secret {wanted.name!r} of {field} has no key {wanted.key!r}; its keys: {keys}"
+            return Connection(None, StoreReport(False, "SecretMissing", text))
+        return Connection(data[wanted.key].strip())
+
+    def look_at_redis(self, key: Key, hive: AgentHive, connection: Connection) -> StoreReport | None:
+        """The latest report on Redis; None while the first look at this URL is under way."""
+        monitor, url = self._context.redis, connection.url
+        if url is None:
+            monitor.forget(key)
+            return connection.missing
+
+        async def check() -> StoreReport:
+            dialled = await self.dial(url, "redis")
+            return dialled if isinstance(dialled, StoreReport) else await redis.probe(dialled, shown=url)
+
+        report = monitor.watch(key, url, check)
+        if report is None or report.ok:
+            return report
+        monitor.poke(key)
+        return self._while_starting(key, report, "redis") if hive.spec.redis.external is None else report
+
+    def look_at_postgres(self, key: Key, hive: AgentHive, connection: Connection) -> PostgresReport | None:
+        """The latest report on PostgreSQL and the schema; None while the first look at this URL is under way."""
+        monitor, url = self._context.postgres, connection.url
+        if url is None:
+            monitor.forget(key)
+            return PostgresReport(connection.missing, NO_SCHEMA) if connection.missing else None
+        schema, schemas = schema_name(scope_of(hive)), self._schemas.setdefault(key, postgres.HiveSchema())
+
+        async def check() -> PostgresReport:
+            dialled = await self.dial(url, "postgres")
+            if isinstance(dialled, StoreReport):
+                return PostgresReport(dialled, NO_SCHEMA)
+            return await schemas.check(dialled, schema, shown=url)
+
+        report = monitor.watch(key, (url, schema), check)
+        if report is None or (report.store.ok and report.schema.ok):
+            return report
+        monitor.poke(key)
+        if hive.spec.postgres.external is None and not report.store.ok:
+            return replace(report, store=self._while_starting(key, report.store, "postgres"))
+        return report
+
+    def look_at_queues(self, key: Key, hive: AgentHive, url: str | None) -> dict[str, Figures] | None:
+        """The latest figures by agent; None while they are unknown (``url`` is None: Redis is not ready)."""
+        monitor = self._context.figures
+        if url is None:
+            monitor.forget(key)
+            return None
+        scope, queues = scope_of(hive), self._queues.setdefault(key, redis.HiveQueues())
+
+        async def check() -> dict[str, Figures]:
+            agents = [entry["metadata"]["name"] for entry in self._context.cache.agents_of(key.namespace, key.name)]
+            dialled = await self.dial(url, "redis")
+            if not agents or isinstance(dialled, StoreReport):
+                return monitor.latest(key) or {}
+            try:
+                return await queues.figures(dialled, scope, agents)
+            except (BusUnavailable, RedisError, OSError, TimeoutError) as error:
+                # RedisReady tells it; the figures stay what they were.
+                logger.info("figures of %s: %s", key, error)
+                return monitor.latest(key) or {}
+
+        return monitor.watch(key, (url, scope), check)
+
+    async def dial(self, url: str, server: Server) -> str | StoreReport:
+        """The URL to connect to, Service names resolved where the operator was told to; or why there is none."""
+        try:
+            return await self._context.resolver.resolve(url)
+        except ValueError as error:
+            return StoreReport(False, "InvalidURL", str(error))
+        except (NoEndpointError, ApiError) as error:
+            return StoreReport(False, "Unreachable", str(error), endpoint_of(url, PORTS[server]))
+
+    async def forget(self, key: Key) -> None:
+        """The hive is gone."""
+        for monitor in (self._context.redis, self._context.postgres, self._context.figures):
+            monitor.forget(key)
+        self._schemas.pop(key, None)
+        if (queues := self._queues.pop(key, None)) is not None:
+            await queues.aclose()
+
+    async def aclose(self) -> None:
+        """Close what is open."""
+        while self._queues:
+            _, queues = self._queues.popitem()
+            await queues.aclose()
+
+    def _while_starting(self, key: Key, report: StoreReport, server: Server) -> StoreReport:
+        """A managed server without a ready pod is not unreachable but starting; its pod says how that goes."""
+        stateful_set = self._context.cache.get("StatefulSet", key.namespace, server_name(key.name, server))
+        pods = [
+            pod
+            for pod in self._context.cache.pods_of(key.namespace, hive=key.name)
+            if pod["metadata"]["labels"].get(COMPONENT_LABEL) == server
+        ]
+        return while_starting(report, stateful_set, pods)
+
+
+def while_starting(report: StoreReport, stateful_set: Object | None, pods: list[Object]) -> StoreReport:
+    """``report`` on a managed server, in the light of its StatefulSet and pods. Pure."""
+    ready = ((stateful_set or {}).get("status") or {}).get("readyReplicas", 0)
+    if report.reason not in {"Unreachable", "Starting"} or ready:
+        return report
+    failure = pod_failure(pods)
+    return replace(report, reason="Starting", message=failure.message if failure else "waiting for its pod to be ready")
+
+
+def scope_of(hive: AgentHive) -> HiveScope:
+    """Where the hive's keys and rows live. The instance id is in the status by then."""
+    instance = hive.instance_id
+    assert instance is not None, "the instance id is written before anything is named after it"
+    return HiveScope(instance=instance, namespace=hive.metadata.namespace, hive=hive.metadata.name)
