@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 API_VERSION = "agenthive.dev/v1alpha1"
@@ -42,6 +43,11 @@ def agent(name: str = "worker", **spec: Any) -> Manifest:
         "metadata": {"name": name},
         "spec": {key: value for key, value in full.items() if value is not None},
     }
+
+
+def hive_with_defaults(**fields: Any) -> Manifest:
+    """A hive whose agents start from ``fields``."""
+    return hive(agentDefaults=fields)
 
 
 def managed(server: str, **fields: Any) -> Manifest:
@@ -203,11 +209,6 @@ HIVE_BOUNDS = [
         "pool.minSize must not exceed pool.maxSize",
     ),
     create("hive: suspend is not a boolean", hive(suspend="yes"), "suspend"),
-    create(
-        "hive: reserved variable in the defaults",
-        hive(agentDefaults={"env": [{"name": "AGENTHIVE_HIVE", "value": "x"}]}),
-        RESERVED,
-    ),
     create("hive: pull policy", hive(agentDefaults={"imagePullPolicy": "Sometimes"}), "imagePullPolicy"),
     create(
         "hive: the same pull secret twice",
@@ -245,45 +246,39 @@ AGENT_HIVE = [
     update("agent: same hive", agent(), agent(concurrency=3)),
 ]
 
-AGENT_ENV = [
-    create("agent: env", agent(env=[{"name": "A", "value": "1"}])),
-    create(
-        "agent: env from the pod",
-        agent(env=[{"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]),
-    ),
-    create("agent: env AGENTHIVE_HIVE", agent(env=[{"name": "AGENTHIVE_HIVE", "value": "x"}]), RESERVED),
-    create("agent: env POD_IP", agent(env=[{"name": "POD_IP", "value": "x"}]), RESERVED),
-    create("agent: the same variable twice", agent(env=[{"name": "A"}, {"name": "A"}]), "Duplicate value"),
-    create("agent: env name with =", agent(env=[{"name": "A=B"}]), "env[0].name"),
-    create(
-        "agent: value and valueFrom",
-        agent(env=[{"name": "A", "value": "1", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]),
-        "set either value or valueFrom",
-    ),
-    create("agent: empty valueFrom", agent(env=[{"name": "A", "valueFrom": {}}]), "valueFrom needs exactly one of"),
-    create(
-        "agent: two sources of a value",
-        agent(
-            env=[
-                {
-                    "name": "A",
-                    "valueFrom": {
-                        "secretKeyRef": {"name": "s", "key": "k"},
-                        "configMapKeyRef": {"name": "c", "key": "k"},
-                    },
-                }
-            ]
+FROM_NODE = {"fieldRef": {"fieldPath": "spec.nodeName"}}
+TWO_SOURCES = {"secretKeyRef": {"name": "s", "key": "k"}, "configMapKeyRef": {"name": "c", "key": "k"}}
+
+
+def env_cases(place: str, make: Callable[..., Manifest]) -> list[Case]:
+    """The rules of ``env`` and ``envFrom``, which ``make`` puts into a manifest."""
+    return [
+        create(f"{place}: env", make(env=[{"name": "A", "value": "1"}])),
+        create(f"{place}: env from the pod", make(env=[{"name": "NODE", "valueFrom": FROM_NODE}])),
+        create(f"{place}: env AGENTHIVE_HIVE", make(env=[{"name": "AGENTHIVE_HIVE", "value": "x"}]), RESERVED),
+        create(f"{place}: env POD_IP", make(env=[{"name": "POD_IP", "value": "x"}]), RESERVED),
+        create(f"{place}: the same variable twice", make(env=[{"name": "A"}, {"name": "A"}]), "Duplicate value"),
+        create(f"{place}: env name with =", make(env=[{"name": "A=B"}]), "env[0].name"),
+        create(
+            f"{place}: value and valueFrom",
+            make(env=[{"name": "A", "value": "1", "valueFrom": FROM_NODE}]),
+            "set either value or valueFrom",
         ),
-        "valueFrom needs exactly one of",
-    ),
-    create("agent: envFrom a Secret", agent(envFrom=[{"secretRef": {"name": "s"}}])),
-    create("agent: envFrom nothing", agent(envFrom=[{}]), "an item of envFrom needs exactly one of"),
-    create(
-        "agent: envFrom both",
-        agent(envFrom=[{"secretRef": {"name": "s"}, "configMapRef": {"name": "c"}}]),
-        "an item of envFrom needs exactly one of",
-    ),
-]
+        create(f"{place}: empty valueFrom", make(env=[{"name": "A", "valueFrom": {}}]), "valueFrom needs exactly one"),
+        create(
+            f"{place}: two sources of a value",
+            make(env=[{"name": "A", "valueFrom": TWO_SOURCES}]),
+            "valueFrom needs exactly one",
+        ),
+        create(f"{place}: envFrom a Secret", make(envFrom=[{"secretRef": {"name": "s"}}])),
+        create(f"{place}: envFrom nothing", make(envFrom=[{}]), "an item of envFrom needs exactly one"),
+        create(
+            f"{place}: envFrom both",
+            make(envFrom=[{"secretRef": {"name": "s"}, "configMapRef": {"name": "c"}}]),
+            "an item of envFrom needs exactly one",
+        ),
+    ]
+
 
 AGENT_BOUNDS = [
     create("agent: no handlers", agent(concurrency=0), "concurrency"),
@@ -365,7 +360,8 @@ CASES: list[Case] = [
     *AGENT_NAMES,
     *AGENT_PROGRAM,
     *AGENT_HIVE,
-    *AGENT_ENV,
+    *env_cases("agentDefaults", hive_with_defaults),
+    *env_cases("agent", agent),
     *AGENT_BOUNDS,
     *POD_TEMPLATE,
 ]

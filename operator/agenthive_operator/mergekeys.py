@@ -53,7 +53,6 @@ Table = Mapping[Path, MergeRule]
 
 ATOMIC = MergeRule("atomic")
 MERGED_SET = MergeRule("set", patch_merge=True)
-PLAIN_SET = MergeRule("set")
 
 
 def keyed(key: str, *more: str, retain_keys: bool = False, **defaults: str) -> MergeRule:
@@ -195,10 +194,6 @@ _KINDS: Mapping[tuple[str, str], Table] = {
     ("apps", "ReplicaSet"): WORKLOAD,
     ("apps", "StatefulSet"): WORKLOAD,
     ("apps", "DaemonSet"): WORKLOAD,
-    ("discovery.k8s.io", "EndpointSlice"): {
-        ("endpoints", "addresses"): PLAIN_SET,
-        ("endpoints", "targetRef"): ATOMIC,
-    },
     ("policy", "PodDisruptionBudget"): {**under("spec", SELECTOR), **STATUS_CONDITIONS},
     ("networking.k8s.io", "NetworkPolicy"): {("spec", "podSelector"): ATOMIC},
     ("rbac.authorization.k8s.io", "RoleBinding"): {("roleRef",): ATOMIC},
