@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
 import socket
+import ssl
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
@@ -200,3 +204,137 @@ async def postgres_url(postgres: PostgresServer) -> AsyncIterator[str]:
 def unique() -> str:
     """A DNS label no other test uses: for hive or namespace names."""
     return f"t{os.getpid():x}{secrets.token_hex(4)}"
+
+
+# ---- A Kubernetes API server -------------------------------------------------------------------------------------
+
+KUBECTL = Path(sys.executable).with_name("kubectl")
+
+
+@dataclass(frozen=True)
+class KubeApi:
+    """An API server with the CRDs applied: the emulator, or the real one where KUBEBUILDER_ASSETS names it."""
+
+    url: str
+    token: str
+    ca: Path
+    kubeconfig: Path
+    real: bool
+
+    def kubectl(self, *args: str, stdin: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run kubectl; a failure shows what it printed."""
+        environment = {**os.environ, "KUBECONFIG": str(self.kubeconfig), "HOME": str(self.kubeconfig.parent)}
+        done = subprocess.run(
+            [str(KUBECTL), *args], input=stdin, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(f"kubectl {' '.join(args)} exited with {done.returncode}:\n{done.stdout}{done.stderr}")
+        return done
+
+    def client_ssl(self) -> ssl.SSLContext:
+        """For HTTP clients in Python."""
+        return ssl.create_default_context(cafile=str(self.ca))
+
+    def apply_crds(self) -> None:
+        """Apply the repository's CRDs and wait until they are served."""
+        crds = Path(__file__).parent.parent / "crds"
+        if any(crds.glob("*.yaml")):
+            self.kubectl("apply", "--server-side", "-f", str(crds))
+            self.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(crds))
+
+
+@contextlib.contextmanager
+def running_emulator(folder: Path, *flags: str) -> Iterator[KubeApi]:
+    """The emulator as a process of its own."""
+    with (folder / "emulator.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "agenthive_operator.local.apiserver", "--dir", str(folder), *flags],
+            stdout=log, stderr=log,
+        )  # fmt: skip
+    kubeconfig = folder / "kubeconfig"
+    try:
+        wait_until(lambda: b"/kubeconfig\n" in (folder / "emulator.log").read_bytes(), process, "the API emulator")
+        user = json.loads(kubeconfig.read_text())
+        url = user["clusters"][0]["cluster"]["server"]
+        yield KubeApi(url, user["users"][0]["user"]["token"], folder / "ca.crt", kubeconfig, real=False)
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+
+
+@contextlib.contextmanager
+def running_kube_apiserver(folder: Path, assets: Path) -> Iterator[KubeApi]:
+    """etcd and kube-apiserver, as envtest starts them; one token, which may do everything."""
+    from agenthive_operator.local.apiserver import ensure_tls, write_kubeconfig
+
+    tls = ensure_tls(folder)
+    token, etcd, peer, port = secrets.token_hex(16), free_port(), free_port(), free_port()
+    (folder / "tokens.csv").write_text(f"{token},admin,admin,system:masters\n")
+    started: list[subprocess.Popen[bytes]] = []
+    with (folder / "servers.log").open("ab") as log:
+        try:
+            started.append(
+                subprocess.Popen(
+                    [
+                        str(assets / "etcd"), "--data-dir", str(folder / "etcd"), "--unsafe-no-fsync",
+                        f"--listen-client-urls=http://127.0.0.1:{etcd}",
+                        f"--advertise-client-urls=http://127.0.0.1:{etcd}", f"--listen-peer-urls=http://127.0.0.1:{peer}",
+                    ],
+                    stdout=log, stderr=log,
+                )
+            )  # fmt: skip
+            started.append(
+                subprocess.Popen(
+                    [
+                        str(assets / "kube-apiserver"), f"--etcd-servers=http://127.0.0.1:{etcd}",
+                        f"--secure-port={port}", "--bind-address=127.0.0.1", f"--tls-cert-file={tls.certificate}",
+                        f"--tls-private-key-file={tls.key}", f"--service-account-key-file={tls.key}",
+                        f"--service-account-signing-key-file={tls.key}",
+                        "--service-account-issuer=https://kubernetes.default.svc", f"--cert-dir={folder}",
+                        f"--token-auth-file={folder / 'tokens.csv'}", "--authorization-mode=RBAC",
+                        "--service-cluster-ip-range=10.96.0.0/16", "--disable-admission-plugins=ServiceAccount",
+                        "--allow-privileged=true", "--endpoint-reconciler-type=none",
+                    ],
+                    stdout=log, stderr=log,
+                )
+            )  # fmt: skip
+            url = f"https://127.0.0.1:{port}"
+            kubeconfig = folder / "kubeconfig"
+            write_kubeconfig(kubeconfig, url, tls.ca.read_bytes(), token)
+            api = KubeApi(url, token, tls.ca, kubeconfig, real=True)
+
+            def ready() -> bool:
+                return (
+                    started[0].poll() is None
+                    and api.kubectl("get", "--raw", "/readyz", check=False).returncode == 0
+                    and api.kubectl("get", "namespace", "default", check=False).returncode == 0
+                )
+
+            wait_until(ready, started[1], "kube-apiserver")
+            yield api
+        finally:
+            for process in reversed(started):
+                process.terminate()
+                process.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def api_server() -> Iterator[KubeApi]:
+    """One API server for the session, with the CRDs; a test isolates itself by a namespace of its own."""
+    assets = os.environ.get("KUBEBUILDER_ASSETS")
+    with server_folder("apiserver") as folder, contextlib.ExitStack() as stack:
+        if assets:
+            api = stack.enter_context(running_kube_apiserver(folder, Path(assets)))
+        else:
+            api = stack.enter_context(running_emulator(folder, "--memory"))
+        api.apply_crds()
+        yield api
+
+
+@pytest.fixture
+def kube_namespace(api_server: KubeApi, unique: str) -> Iterator[str]:
+    """A namespace of the test's own, deleted afterwards."""
+    manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": unique}}
+    api_server.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
+    yield unique
+    api_server.kubectl("delete", "namespace", unique, "--wait=false")

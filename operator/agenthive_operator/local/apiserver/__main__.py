@@ -1,0 +1,60 @@
+"""``python -m agenthive_operator.local.apiserver --dir DIR [--port PORT]``: the emulator alone."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import secrets
+import signal
+import sys
+from pathlib import Path
+
+from .server import ApiServer
+
+
+def _token(folder: Path) -> str:
+    """The token of an earlier run in the same folder, or a new one."""
+    file = folder / "token"
+    if not file.exists():
+        file.touch(mode=0o600)
+        file.write_text(secrets.token_urlsafe(32))
+    return file.read_text().strip()
+
+
+async def serve(folder: Path, port: int, *, keep: bool) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    server = ApiServer(folder, token=_token(folder), state_file=keep)
+    await server.start("127.0.0.1", port)
+    kubeconfig = folder / "kubeconfig"
+    server.write_kubeconfig(kubeconfig)
+    sys.stdout.write(f"{kubeconfig.resolve()}\n")
+    sys.stdout.flush()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()
+    await server.stop()
+
+
+def main() -> None:
+    """Read the command line and serve."""
+    parser = argparse.ArgumentParser(
+        prog="python -m agenthive_operator.local.apiserver",
+        description="A small Kubernetes API server in memory. Prints its kubeconfig's path, serves until Ctrl-C.",
+    )
+    parser.add_argument("--dir", type=Path, default=Path(".agenthive"), help="folder of state, certificate, kubeconfig")
+    parser.add_argument("--port", type=int, default=0, help="TCP port on 127.0.0.1 (default: a free one)")
+    parser.add_argument("--memory", action="store_true", help="keep no state on disk")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        options.dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        asyncio.run(serve(options.dir, options.port, keep=not options.memory))
+    except OSError as error:
+        sys.exit(f"agenthive api server: {error}")
+
+
+if __name__ == "__main__":
+    main()
