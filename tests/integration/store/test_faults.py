@@ -1,0 +1,282 @@
+"""PostgreSQL is killed, restarted, frozen, cut off: what returned is there, and the store goes on by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+import asyncpg
+import pytest
+
+from agenthive.settings import HiveScope, PostgresPool
+from agenthive.store import Store, StoreError, StoreUnavailable, VersionConflict, schema_name, upgrade
+
+PATIENCE = 30.0
+
+
+def restart(server: Any) -> None:
+    """Start again; a backend that outlived the postmaster by a moment still holds its shared memory."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            server.start()
+        except RuntimeError:
+            if time.monotonic() > deadline:
+                raise
+        else:
+            return
+
+
+@pytest.fixture
+async def store(own_postgres: Any, scope: HiveScope) -> AsyncIterator[Store]:
+    """A store on a PostgreSQL of the test's own."""
+    await upgrade(own_postgres.url(), schema_name(scope))
+    async with await Store.connect(own_postgres.url(), scope, agent="librarian") as store:
+        yield store
+
+
+async def until(reached: Any, what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not reached():
+        assert time.monotonic() < deadline, f"not within {PATIENCE:.0f} s: {what}"
+        await asyncio.sleep(0.005)
+
+
+class Writers:
+    """Coroutines that write without pause, and remember what returned and what raised."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.returned: dict[str, int] = {}
+        self.raised: dict[str, StoreError] = {}
+        self.metrics: set[int] = set()
+        self.chains: dict[str, int] = {}
+        self.halt = False
+
+    async def sets(self, who: int) -> None:
+        for n in itertools.count():
+            if self.halt:
+                return
+            key = f"set/{who}/{n}"
+            try:
+                self.returned[key] = await self.store.state.set(key, n)
+            except StoreError as error:
+                self.raised[key] = error
+
+    async def records(self, who: int) -> None:
+        for n in itertools.count(who * 1_000_000):
+            if self.halt:
+                return
+            await self.store.metrics.record("librarian", "m", n)
+            self.metrics.add(n)
+
+    async def counts(self, who: int) -> None:
+        """Increments by compare-and-set: a value can only have come from the one before it."""
+        key, value, version = f"count/{who}", 0, 0
+        while not self.halt:
+            try:
+                version = await self.store.state.set(key, value + 1, expect_version=version)
+                value += 1
+            except StoreUnavailable:  # committed or not: look
+                found, version = await self.store.state.get_versioned(key, default=0)
+                assert found in (value, value + 1)
+                value = found
+            self.chains[key] = value
+
+    @property
+    def done(self) -> int:
+        return len(self.returned) + len(self.metrics) + sum(self.chains.values())
+
+
+@pytest.mark.timeout(180)
+async def test_sigkill_in_the_middle_of_writes(store: Store, own_postgres: Any) -> None:
+    writers = Writers(store)
+    tasks = [asyncio.create_task(writers.sets(who)) for who in range(20)]
+    tasks += [asyncio.create_task(writers.records(who)) for who in range(10)]
+    tasks += [asyncio.create_task(writers.counts(who)) for who in range(10)]
+    for _ in range(3):
+        goal = writers.done + 2000
+        await until(lambda goal=goal: writers.done > goal, "writes before the kill")
+        own_postgres.kill()
+        await asyncio.to_thread(restart, own_postgres)
+    goal = writers.done + 2000
+    await until(lambda: writers.done > goal, "writes after the last restart")
+    writers.halt = True
+    await asyncio.gather(*tasks)
+
+    assert not writers.raised, "a restart is shorter than the store's patience"
+    found = {entry.key: entry for entry in await store.state.list("set/", limit=1_000_000)}
+    assert {key: entry.version for key, entry in found.items()} == writers.returned
+    assert all(entry.value == int(key.rpartition("/")[2]) for key, entry in found.items())
+    assert {entry.key: entry.value for entry in await store.state.list("count/")} == writers.chains
+    values = [int(metric.value) for metric in await store.metrics.query(limit=1_000_000)]
+    assert len(values) == len(set(values)), "a batch that was repeated is there once"
+    assert set(values) == writers.metrics
+
+
+async def test_operations_wait_for_a_restart(store: Store, own_postgres: Any) -> None:
+    version = await store.state.set("k", 1)
+    own_postgres.kill()
+    waiting = [
+        asyncio.create_task(call)
+        for call in (store.state.get("k"), store.state.set("other", 2), store.state.list(), store.maintain())
+    ]
+    waiting.append(asyncio.create_task(store.metrics.record("a", "m", 1)))
+    with pytest.raises(StoreUnavailable):
+        await store.ping()
+    assert not any(task.done() for task in waiting)
+    await asyncio.to_thread(restart, own_postgres)
+    assert await waiting[0] == 1
+    await asyncio.gather(*waiting[1:])
+    assert (await store.state.get_versioned("k")).version == version
+    await store.ping()
+
+
+async def test_patience_ends(store: Store, own_postgres: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agenthive.store.database.RETRY_SECONDS", 0.2)
+    for batch in (store._lanes._reads, store._lanes._writes, store.metrics._batch):
+        monkeypatch.setattr(batch, "_patience", 0.2)
+    own_postgres.kill()
+    calls = [store.state.set(f"k{n}", n) for n in range(20)]
+    calls += [store.state.get("k"), store.metrics.record("a", "m", 1), store.state.list(), store.metrics.query()]
+    started = time.monotonic()
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(result) for result in results} == {StoreUnavailable}
+    assert all("cannot be reached" in str(result) for result in results)
+    assert time.monotonic() - started < 10
+    await asyncio.to_thread(restart, own_postgres)
+    assert await store.state.get("k0") is None, "and the store goes on; what raised is not there"
+    await store.state.set("k0", 0)
+
+
+async def test_connections_cut_by_the_server_are_replaced(store: Store) -> None:
+    cut = (
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+        "WHERE pid <> pg_backend_pid() AND datname IS NOT NULL"
+    )
+
+    async def work(who: int) -> None:
+        for n in range(100):
+            await store.state.set(f"{who}/{n}", n)
+            assert await store.state.get(f"{who}/{n}") == n
+
+    workers = [asyncio.create_task(work(who)) for who in range(10)]
+    admin = await asyncpg.connect(store._database.address.dsn)
+    cuts = 0
+    while not all(worker.done() for worker in workers):
+        cuts += await admin.fetchval(cut)
+        await asyncio.sleep(0.05)
+    await admin.close()
+    await asyncio.gather(*workers)
+    assert cuts > 0
+    assert len(await store.state.list(limit=2000)) == 1000
+
+
+async def test_a_lost_answer_to_a_commit_is_doubt_and_not_a_conflict(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit arrives, its answer does not: a compare-and-set that is repeated meets itself."""
+    version = await store.state.set("k", 1)
+    commit = asyncpg.transaction.Transaction.commit
+    lost = []
+
+    async def commit_and_lose(transaction: Any) -> None:
+        await commit(transaction)
+        if not lost:
+            lost.append(True)
+            raise ConnectionResetError("lost")
+
+    monkeypatch.setattr(asyncpg.transaction.Transaction, "commit", commit_and_lose)
+    results = await asyncio.gather(
+        store.state.set("k", 2, expect_version=version),
+        store.state.set("new", 1, expect_version=0),
+        store.state.set("plain", 1),
+        return_exceptions=True,
+    )
+    assert [type(result) for result in results] == [StoreUnavailable, StoreUnavailable, int]
+    assert "whether it was cannot be told" in str(results[0])
+    assert await store.state.get("k") == 2
+    with pytest.raises(VersionConflict):
+        await store.state.set("k", 3, expect_version=version)
+
+
+async def test_a_frozen_server_fails_the_ping_in_time(store: Store, own_postgres: Any) -> None:
+    [pid] = [row[0] for row in await store.pool.fetch("SELECT pg_backend_pid()")]
+    os.kill(own_postgres.process.pid, signal.SIGSTOP)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.3 s"):
+            await store.ping(timeout=0.3)
+        assert time.monotonic() - started < 3
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        os.kill(own_postgres.process.pid, signal.SIGCONT)
+    await store.state.set("k", 1)
+    await store.ping()
+
+
+async def test_connecting_waits_if_asked(store: Store, own_postgres: Any, scope: HiveScope) -> None:
+    own_postgres.kill()
+    with pytest.raises(StoreUnavailable, match="cannot be reached"):
+        await Store.connect(own_postgres.url(), scope, agent="x")
+    opening = asyncio.create_task(Store.connect(own_postgres.url(), scope, agent="x", wait_seconds=PATIENCE))
+    await asyncio.to_thread(restart, own_postgres)
+    async with await opening as other:
+        await other.state.set("k", 1)
+
+
+async def test_the_message_log_outlasts_an_outage(store: Store, own_postgres: Any) -> None:
+    own_postgres.kill()
+    for n in range(100):
+        store.messages.record(
+            f"m{n}",
+            from_agent="a",
+            to_agent="b",
+            message_type="t",
+            status="failed",
+            attempts=1,
+            created_at=datetime.now(UTC),
+        )
+    await asyncio.to_thread(restart, own_postgres)
+    await store.messages.flush()
+    assert len(await store.messages.recent(limit=1000)) == 100
+    assert store.messages.dropped == 0
+
+
+async def test_closing_during_an_outage_ends_in_time_and_says_what_is_lost(
+    store: Store, own_postgres: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    own_postgres.kill()
+    store.messages.record(
+        "m", from_agent="a", to_agent="b", message_type="t", status="failed", attempts=1, created_at=datetime.now(UTC)
+    )
+    write = asyncio.create_task(store.state.set("k", 1))
+    await asyncio.sleep(0)
+    started = time.monotonic()
+    await store.aclose(timeout=0.3)
+    assert time.monotonic() - started < 5
+    with pytest.raises(StoreUnavailable):
+        await write
+    assert store.messages.dropped == 1
+    assert "1 rows lost so far: the store was closed before PostgreSQL took them" in caplog.text
+
+
+async def test_an_upgrade_that_is_killed_is_finished_by_the_next(own_postgres: Any, scope: HiveScope) -> None:
+    schema = schema_name(scope)
+    for _ in range(3):
+        task = asyncio.create_task(upgrade(own_postgres.url(), schema))
+        await asyncio.sleep(0.02)  # somewhere in the middle, or not: any point must do
+        own_postgres.kill()
+        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.to_thread(restart, own_postgres)
+    await upgrade(own_postgres.url(), schema)
+    async with await Store.connect(own_postgres.url(), scope, agent="x", pool=PostgresPool(min_size=0)) as store:
+        assert await store.maintain() == []
+        await store.metrics.record("x", "m", 1)
