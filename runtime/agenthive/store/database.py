@@ -346,6 +346,10 @@ class _Loan:
     async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
         # A reset costs a round trip; after an error the session may be in any state, so it is worth one.
         self._leaves_clean(kind is None)
+        if kind is asyncio.CancelledError:
+            # A statement may be on its way. Giving the connection back would wait for the server's answer, and who
+            # cancels, a timeout most of all, is not to wait for that.
+            self._connection.terminate()
         try:
             await self._database.pool.release(self._connection)
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
