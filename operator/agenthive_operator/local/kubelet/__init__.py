@@ -1,0 +1,1 @@
+"""The process kubelet: runs a pod's containers as processes of this machine."""
