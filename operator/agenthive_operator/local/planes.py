@@ -1,0 +1,160 @@
+"""The API server of a control plane: the emulator, or etcd and kube-apiserver where KUBEBUILDER_ASSETS names them.
+
+Each runs as processes of its own: it can be killed and comes back without the rest, and its work never delays a probe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import sys
+import time
+from pathlib import Path
+
+import aiohttp
+
+from agenthive_operator.local.apiserver.server import write_kubeconfig
+from agenthive_operator.local.apiserver.tls import ensure_tls
+from agenthive_operator.local.children import Child
+from agenthive_operator.local.client import ApiClient, ApiError, Connection
+from agenthive_operator.local.folder import Folder
+from agenthive_operator.local.kubelet.process import Records
+
+ASSETS_VARIABLE = "KUBEBUILDER_ASSETS"
+START_SECONDS = 60.0
+STOP_SECONDS = 15.0
+
+
+class PlaneError(RuntimeError):
+    """The API server did not come up; the text holds the end of its log."""
+
+
+def free_port(preferred: int = 0) -> int:
+    """``preferred`` if it is free on 127.0.0.1, else one that is."""
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise PlaneError("no TCP port of 127.0.0.1 is free")
+
+
+def kept_port(file: Path, wanted: int) -> int:
+    """The port to use: the one asked for, else that of last time, else a free one; written down.
+
+    Raises:
+        PlaneError: the port asked for is taken.
+    """
+    if wanted:
+        port = free_port(wanted)
+        if port != wanted:
+            raise PlaneError(f"port {wanted} of 127.0.0.1 is taken: choose another --port")
+    else:
+        port = free_port(int(file.read_text()) if file.exists() else 0)
+    file.write_text(str(port))
+    return port
+
+
+def kept_token(file: Path) -> str:
+    """The token of this folder, made on first use; mode 0600."""
+    if not file.exists():
+        file.touch(mode=0o600)
+        file.write_text(secrets.token_urlsafe(32))
+    return file.read_text().strip()
+
+
+class Plane:
+    """An API server made of child processes, reached by the folder's kubeconfig; ``port`` 0 means that of last time.
+
+    Raises:
+        PlaneError: the port is taken, or KUBEBUILDER_ASSETS names no folder with both programs.
+    """
+
+    def __init__(self, folder: Folder, records: Records, *, port: int = 0) -> None:
+        self._folder = folder
+        self._records = records
+        assets = os.environ.get(ASSETS_VARIABLE)
+        self.port = kept_port(folder.root / "port", port)
+        self.name = "kube-apiserver" if assets else "the built-in API emulator"
+        self.is_real = bool(assets)
+        self.tls = ensure_tls(folder.root)
+        self.token = kept_token(folder.root / "token")
+        write_kubeconfig(folder.kubeconfig, self.url, self.tls.ca.read_bytes(), self.token)
+        self._children = self._real(Path(assets)) if assets else [self._emulator()]
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"https://127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        """Start it and wait until it answers.
+
+        Raises:
+            PlaneError: it does not.
+        """
+        for child in self._children:
+            child.start()
+        deadline = time.monotonic() + START_SECONDS
+        async with ApiClient(Connection.from_kubeconfig(self._folder.kubeconfig)) as client:
+            while all(child.exit_code is None for child in self._children) and time.monotonic() < deadline:
+                try:
+                    await client.request("GET", "/api/v1/namespaces/default")
+                    return
+                except (ApiError, aiohttp.ClientError, TimeoutError, OSError):
+                    await asyncio.sleep(0.05)
+        raise PlaneError(f"{self.name} did not come up; the end of its log:\n{tail(self._folder.api_log)}")
+
+    async def stop(self) -> None:
+        """End it, the last started first."""
+        for child in reversed(self._children):
+            await child.stop(STOP_SECONDS)
+
+    def _emulator(self) -> Child:
+        module = "agenthive_operator.local.apiserver"
+        options = ["--dir", str(self._folder.root), "--port", str(self.port)]
+        return self._child("apiserver", [sys.executable, "-P", "-m", module, *options])
+
+    def _real(self, assets: Path) -> list[Child]:
+        for program in ("etcd", "kube-apiserver"):
+            if not (assets / program).exists():
+                raise PlaneError(
+                    f"{ASSETS_VARIABLE} is {assets}, where no {program} is: unset it, or name a folder with both"
+                )
+        root, tls = self._folder.root, self.tls
+        client, peer = free_port(), free_port()
+        tokens = root / "tokens.csv"
+        tokens.touch(mode=0o600)
+        tokens.write_text(f"{self.token},agenthive-local,agenthive-local,system:masters\n")
+        etcd = [
+            str(assets / "etcd"), f"--data-dir={root / 'etcd'}", f"--listen-client-urls=http://127.0.0.1:{client}",
+            f"--advertise-client-urls=http://127.0.0.1:{client}", f"--listen-peer-urls=http://127.0.0.1:{peer}",
+            f"--initial-advertise-peer-urls=http://127.0.0.1:{peer}", f"--initial-cluster=default=http://127.0.0.1:{peer}",
+        ]  # fmt: skip
+        server = [
+            str(assets / "kube-apiserver"), f"--etcd-servers=http://127.0.0.1:{client}", f"--secure-port={self.port}",
+            "--bind-address=127.0.0.1", f"--tls-cert-file={tls.certificate}", f"--tls-private-key-file={tls.key}",
+            f"--service-account-key-file={tls.key}", f"--service-account-signing-key-file={tls.key}",
+            "--service-account-issuer=https://kubernetes.default.svc", f"--cert-dir={root / 'kube-apiserver'}",
+            f"--token-auth-file={tokens}", "--authorization-mode=RBAC", "--service-cluster-ip-range=10.96.0.0/16",
+            # No controller makes service accounts here; the endpoints of `kubernetes` lead nowhere a pod needs.
+            "--disable-admission-plugins=ServiceAccount", "--endpoint-reconciler-type=none", "--allow-privileged=true",
+            "--kubelet-preferred-address-types=InternalIP",
+        ]  # fmt: skip
+        return [self._child("etcd", etcd), self._child("kube-apiserver", server)]
+
+    def _child(self, name: str, argv: list[str]) -> Child:
+        folder = self._folder
+        return Child(name, argv, env=os.environ, cwd=folder.root, log=folder.api_log, records=self._records)
+
+
+def tail(log: Path, lines: int = 20) -> str:
+    """The last lines of a log."""
+    if not log.exists():
+        return "(no log)"
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])

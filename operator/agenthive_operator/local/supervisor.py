@@ -1,0 +1,183 @@
+"""Brings a whole control plane up in one folder, and down again in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+
+from agenthive_operator.api.crd import crd_manifests
+from agenthive_operator.local import servers
+from agenthive_operator.local.children import Child
+from agenthive_operator.local.client import ApiClient, Connection
+from agenthive_operator.local.controllers.manager import Controllers
+from agenthive_operator.local.folder import Folder, FolderLock
+from agenthive_operator.local.informer import Informers
+from agenthive_operator.local.kubelet.addresses import Addresses
+from agenthive_operator.local.kubelet.kubelet import NODE, Kubelet, logs_root
+from agenthive_operator.local.kubelet.pod import make_places
+from agenthive_operator.local.kubelet.process import Records
+from agenthive_operator.local.objects import condition
+from agenthive_operator.local.planes import Plane, free_port, tail
+from agenthive_operator.local.resources import CRDS
+
+logger = logging.getLogger(__name__)
+
+FIELD_MANAGER = "agenthive-local"
+#: How long pods get to end when the control plane goes down, each seconds, whatever they ask for.
+POD_GRACE_SECONDS = 30.0
+OPERATOR_GRACE_SECONDS = 10.0
+OPERATOR_START_SECONDS = 60.0
+CRD_SECONDS = 30.0
+OPERATOR_PORT = 8081
+
+
+class SupervisorError(RuntimeError):
+    """The control plane did not come up; the text says which part and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `up` was asked for."""
+
+    folder: Folder
+    #: Start the operator alone, against this cluster.
+    kubeconfig: Path | None = None
+    #: TCP port of the API server; 0: that of last time, or a free one.
+    port: int = 0
+
+
+#: Called with each step of progress, for people.
+Report = Callable[[str], None]
+
+
+@contextlib.asynccontextmanager
+async def control_plane(options: Options, lock: FolderLock, report: Report) -> AsyncIterator[None]:
+    """A running control plane; leaving the context ends everything it started: operator, pods, API server.
+
+    Raises:
+        SupervisorError, PlaneError, AddressError, EmbeddedServerError: a part did not come up. What had been started
+            is ended.
+    """
+    folder = options.folder
+    records = Records(folder.processes)
+    ended = await asyncio.to_thread(records.end_leftovers)
+    if ended:
+        report(f"ended {ended} processes that an earlier run left behind")
+    async with contextlib.AsyncExitStack() as stack:
+        if options.kubeconfig is not None:
+            kubeconfig = options.kubeconfig.absolute()
+            client = await stack.enter_async_context(ApiClient(Connection.from_kubeconfig(kubeconfig)))
+            await _apply_crds(client, report)
+            probe = f"127.0.0.1:{free_port(OPERATOR_PORT)}"
+            server = str(kubeconfig)
+        else:
+            plane = Plane(folder, records, port=options.port)
+            stack.push_async_callback(_ended, plane.stop, report, "API server")
+            began = time.monotonic()
+            await plane.start()
+            report(f"{plane.name} serves on {plane.url} ({time.monotonic() - began:.1f} s)")
+            kubeconfig = folder.kubeconfig
+            client = await stack.enter_async_context(ApiClient(Connection.from_kubeconfig(kubeconfig)))
+            await _apply_crds(client, report)
+            addresses = Addresses(folder.addresses, folder.root)
+            await stack.enter_async_context(_node(folder, client, plane, addresses, records, report))
+            probe = f"{addresses.node}:{OPERATOR_PORT}"
+            server = plane.url
+        operator = _operator(folder, kubeconfig, probe, records)
+        stack.push_async_callback(_ended, lambda: operator.stop(OPERATOR_GRACE_SECONDS), report, "operator")
+        operator.start()
+        await _operator_ready(folder, operator, probe)
+        report("the operator watches")
+        lock.describe(started=time.time(), server=server, kubeconfig=str(kubeconfig), probe=probe)
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _node(
+    folder: Folder, client: ApiClient, plane: Plane, addresses: Addresses, records: Records, report: Report
+) -> AsyncIterator[None]:
+    """Controllers and kubelet. On the way out pods end first, while the controllers still keep the API true."""
+    places = make_places(await asyncio.to_thread(servers.data_root, folder.root), logs_root(folder.root))
+    informers = Informers(client)
+    controllers = Controllers(informers, claims_root=places.claims, node=NODE)
+    kubelet = Kubelet(
+        informers,
+        places=places,
+        addresses=addresses,
+        records=records,
+        # The real API server has no token to show; it wants TLS instead.
+        tls=plane.tls.server_context() if plane.is_real else None,
+    )
+    running: asyncio.Task[None] | None = None
+    try:
+        await controllers.start()
+        running = asyncio.create_task(controllers.run(), name="controllers")
+        running.add_done_callback(_log_failure)
+        await kubelet.start()
+        report(f"controllers and kubelet run; pods have addresses of 127.{addresses.block}.0.0/16")
+        yield
+    finally:
+        await kubelet.stop(POD_GRACE_SECONDS)
+        report("pods have ended")
+        if running is not None:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        await informers.stop()
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.critical("the controllers ended", exc_info=error)
+
+
+async def _ended(stop: Callable[[], Awaitable[None]], report: Report, what: str) -> None:
+    await stop()
+    report(f"{what} has ended")
+
+
+async def _apply_crds(client: ApiClient, report: Report) -> None:
+    """Apply the CRDs and wait until they are served.
+
+    Raises:
+        SupervisorError: they are not, in time.
+    """
+    manifests = await asyncio.to_thread(crd_manifests)
+    for manifest in manifests:
+        await client.apply(CRDS, manifest, manager=FIELD_MANAGER)
+    deadline = time.monotonic() + CRD_SECONDS
+    for manifest in manifests:
+        name = manifest["metadata"]["name"]
+        while (condition(await client.get(CRDS, None, name), "Established") or {}).get("status") != "True":
+            if time.monotonic() > deadline:
+                raise SupervisorError(f"the API server does not establish the CRD {name}")
+            await asyncio.sleep(0.1)
+    report(f"{len(manifests)} CRDs applied")
+
+
+def _operator(folder: Folder, kubeconfig: Path, probe: str, records: Records) -> Child:
+    argv = [sys.executable, "-P", "-m", "agenthive_operator", "--resolve-services", "--probe-address", probe]
+    env = {**os.environ, "KUBECONFIG": str(kubeconfig)}
+    return Child("operator", argv, env=env, cwd=folder.root, log=folder.operator_log, records=records)
+
+
+async def _operator_ready(folder: Folder, operator: Child, probe: str) -> None:
+    deadline = time.monotonic() + OPERATOR_START_SECONDS
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
+        while operator.exit_code is None and time.monotonic() < deadline:
+            try:
+                async with session.get(f"http://{probe}/healthz") as answer:
+                    if answer.status == 200:
+                        return
+            except (aiohttp.ClientError, TimeoutError, OSError):
+                pass  # not listening yet
+            await asyncio.sleep(0.05)
+    raise SupervisorError(f"the operator did not come up; the end of its log:\n{tail(folder.operator_log)}")
