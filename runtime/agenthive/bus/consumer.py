@@ -365,7 +365,7 @@ class Consumer:
                 if not acknowledged:
                     self._enqueue("d", key, record, "malformed", _shorten(str(error))).add_done_callback(_ignore)
                 continue
-            attempt = int(record.split(b" ", 3)[2])
+            attempt = int(record.split(b" ", 5)[4])
             deliveries.append(Delivery(message, attempt, key, record, acknowledged))
         return deliveries
 

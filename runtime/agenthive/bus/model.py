@@ -71,21 +71,21 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A message's bookkeeping line in Redis: ``lane entry attempts token accepted claimed expiry`` (times in ms)."""
+    """A message's bookkeeping line in Redis: ``expiry lane accepted entry attempts token claimed`` (times in ms)."""
 
+    expiry: int
     lane: int
+    accepted: int
     entry: str
     attempts: int
     token: str
-    accepted: int
     claimed: int
-    expiry: int
 
     @classmethod
     def parse(cls, line: bytes) -> Record:
         """Read the line. Raises ValueError if it is none."""
-        lane, entry, attempts, token, accepted, claimed, expiry = line.decode().split(" ")
-        return cls(int(lane), entry, int(attempts), token, int(accepted), int(claimed), int(expiry))
+        expiry, lane, accepted, entry, attempts, token, claimed = line.decode().split(" ")
+        return cls(int(expiry), int(lane), int(accepted), entry, int(attempts), token, int(claimed))
 
     @property
     def accepted_at(self) -> datetime:

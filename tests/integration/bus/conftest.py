@@ -3,38 +3,68 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+import redis.asyncio
 
 from agenthive.bus import Bus, Consumer, Delivery
 from agenthive.protocol import AgentMessage
 from agenthive.settings import HiveScope, Messaging
 
 
-def make(number: int = 0, *, to: str = "worker", **fields: Any) -> AgentMessage:
-    """A numbered message."""
-    return AgentMessage(**{"from_agent": "tester", "to_agent": to, "message_type": "t", "body": {"n": number}, **fields})
+def _make(number: int = 0, *, to: str = "worker", **fields: Any) -> AgentMessage:
+    return AgentMessage(
+        **{"from_agent": "tester", "to_agent": to, "message_type": "t", "body": {"n": number}, **fields}
+    )
 
 
-async def until(condition: Callable[[], Awaitable[Any]], seconds: float = 10.0) -> Any:
-    """Poll ``condition`` until it is true; fail after ``seconds``."""
+async def _until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
     deadline = asyncio.get_running_loop().time() + seconds
-    while not (value := await condition()):
+    while True:
+        value = condition()
+        if inspect.isawaitable(value):
+            value = await value
+        if value:
+            return value
         if asyncio.get_running_loop().time() > deadline:
-            pytest.fail(f"not within {seconds:.0f} s: {condition}")
+            pytest.fail(f"not within {seconds:.0f} s: {inspect.getsource(condition).strip()}")
         await asyncio.sleep(0.01)
-    return value
 
 
-async def claim_all(consumer: Consumer, count: int, seconds: float = 10.0) -> list[Delivery]:
-    """Exactly ``count`` deliveries, however many claims it takes."""
+async def _claim_all(consumer: Consumer, count: int, seconds: float = 10.0) -> list[Delivery]:
     deliveries: list[Delivery] = []
     async with asyncio.timeout(seconds):
         while len(deliveries) < count:
             deliveries += await consumer.claim(count - len(deliveries))
     return deliveries
+
+
+@pytest.fixture
+def make() -> Callable[..., AgentMessage]:
+    """Makes a numbered message to the agent ``worker``."""
+    return _make
+
+
+@pytest.fixture
+def until() -> Callable[..., Awaitable[Any]]:
+    """Polls a condition (plain or async) until it is true and returns its value; fails after a deadline."""
+    return _until
+
+
+@pytest.fixture
+def claim_all() -> Callable[..., Awaitable[list[Delivery]]]:
+    """Exactly so many deliveries, however many claims it takes."""
+    return _claim_all
+
+
+@pytest.fixture
+async def raw(redis_url: str) -> AsyncIterator[redis.asyncio.Redis]:
+    """A plain client of the session's server, to look behind the bus's back."""
+    async with redis.asyncio.Redis.from_url(redis_url, protocol=2) as client:
+        yield client
 
 
 Connect = Callable[..., Awaitable[Bus]]

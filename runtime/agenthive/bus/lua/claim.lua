@@ -22,8 +22,7 @@ local function promote(P, now)
       if packed and record then
         local held = cmsgpack.unpack(packed)
         entry = redis.call('XADD', P .. 'q:' .. held[1], '*', 'i', id, 'm', held[2], 'o', held[3])
-        local _, _, attempts, token, accepted, claimed, expiry = string.match(record, RECORD)
-        redis.call('HSET', P .. 'ids', id, record_line(held[1], entry, attempts, token, accepted, claimed, expiry))
+        redis.call('HSET', P .. 'ids', id, string.sub(record, 1, ENTRY_AT - 1) .. entry .. NEW)
       end
       redis.call('HDEL', P .. 'held', id)
     end
@@ -69,65 +68,84 @@ local function bury_malformed(batch, lane, entry, list, problem)
   gone[#gone + 1] = entry
 end
 
+-- The record of a claimed entry whose message was claimed before, or was not written by send(), and its attempts; nil
+-- if the entry is not the one the record speaks of.
+local function claimed_again(claim, lane, entry, record)
+  if not record then
+    local accepted = tonumber(string.match(entry, '^%d+'))
+    return record_line(as_14(accepted + claim.ttl), lane, as_14(accepted), entry, 1, claim.token, claim.now), 1
+  end
+  local expiry, owner_lane, accepted, owner_entry, attempts = string.match(record, RECORD)
+  if owner_entry ~= entry or tonumber(owner_lane) ~= lane then
+    return nil, nil
+  end
+  attempts = attempts + 1
+  return record_line(expiry, lane, accepted, entry, attempts, claim.token, claim.now), attempts
+end
+
+-- The record as it was before this claim, for a message that is given up and not handed out.
+local function uncount(record)
+  local expiry, lane, accepted, entry, attempts, token, claimed = string.match(record, RECORD)
+  return record_line(expiry, lane, accepted, entry, attempts - 1, token, claimed)
+end
+
 -- Decide about entries just read: hand out, or give up what is malformed, expired or has crashed too often.
 -- Appends to `out` and returns how many were handed out.
 local function admit(batch, lane, entries, claim, out)
-  local P, now = batch.P, batch.now
-  local good, ids = {}, {}
+  local good, ids, documents, packed = {}, {}, {}, {}
   for _, entry in ipairs(entries) do
-    local fields = fields_of(entry[2])
-    if fields.i and fields.m and fields.i ~= '' and #fields.i <= 512 then
-      good[#good + 1] = { entry[1], fields }
-      ids[#ids + 1] = fields.i
+    local list = entry[2]
+    local id, document, words
+    if list[1] == 'i' and list[3] == 'm' then
+      id, document, words = list[2], list[4], list[6]
+    end
+    if document and id ~= '' and #id <= 512 then
+      local n = #good + 1
+      good[n], ids[n], documents[n], packed[n] = entry[1], id, document, words or ''
     else
-      bury_malformed(batch, lane, entry[1], entry[2], 'entry has not the fields i (message id) and m (JSON document)')
+      bury_malformed(batch, lane, entry[1], list, 'entry has not the fields i (message id) and m (JSON document)')
     end
   end
   if #good == 0 then
     return 0
   end
-  local records = redis.call('HMGET', P .. 'ids', unpack(ids))
+  local records = redis.call('HMGET', batch.P .. 'ids', unpack(ids))
   local changed, handed, seen = {}, 0, {}
-  for n, item in ipairs(good) do
-    local entry, fields, id = item[1], item[2], ids[n]
-    local options = options_of(fields.o)
-    local owner_lane, owner_entry, attempts, _, accepted, _, expiry = string.match(records[n] or '', RECORD)
-    if not owner_entry then -- not written by send(), but well formed
-      attempts, accepted = 0, string.match(entry, '^%d+')
-      expiry = as_ms(tonumber(accepted) + claim.ttl)
+  for n, entry in ipairs(good) do
+    local id, record, attempts = ids[n], records[n], 1
+    if record and string.sub(record, -6) == NEW and string.find(record, entry, ENTRY_AT, true) == ENTRY_AT then
+      record = string.sub(record, 1, -6) .. claim.first
+    else
+      record, attempts = claimed_again(claim, lane, entry, record)
     end
-    if seen[id] or (owner_entry and (owner_entry ~= entry or tonumber(owner_lane) ~= lane)) then
-      bury_malformed(batch, lane, entry, { fields.m }, 'its message id ' .. id .. ' is already in the queue')
+    if seen[id] or not record then
+      bury_malformed(batch, lane, entry, { documents[n] }, 'its message id ' .. id .. ' is already in the queue')
     else
       seen[id] = true
-      attempts = tonumber(attempts) + 1
-      local record = record_line(lane, entry, attempts, claim.token, accepted, as_ms(now), expiry)
-      local limit = tonumber(options.r) or claim.max_retries
-      if now >= tonumber(expiry) then
-        record = record_line(lane, entry, attempts - 1, claim.token, accepted, as_ms(now), expiry)
-        bury(batch, id, record, fields, 'expired', 'its time to live ended before it was handled')
+      local options = options_of(packed[n])
+      local limit = options.r and tonumber(options.r) or claim.max_retries
+      if string.sub(record, 1, 14) <= claim.now_14 then
+        bury(batch, id, uncount(record), documents[n], options, 'expired', 'its time to live ended before it was handled')
       elseif attempts > limit + 1 then
-        record = record_line(lane, entry, attempts - 1, claim.token, accepted, as_ms(now), expiry)
-        bury(batch, id, record, fields, 'crashed',
+        bury(batch, id, uncount(record), documents[n], options, 'crashed',
           'the process that handled it died or lost its lease, attempt ' .. (attempts - 1) .. ' of ' .. (limit + 1))
       else
-        out[#out + 1] = id
+        local at = #out
+        out[at + 1], out[at + 2], out[at + 3] = id, record, documents[n]
         if options.k then
           drop(batch, lane, entry, id)
-          final(batch, 'd', id, record)
-          out[#out + 1] = '!' .. record
+          delivered(batch, id, record)
+          out[at + 2] = '!' .. record
         else
           changed[#changed + 1] = id
           changed[#changed + 1] = record
-          out[#out + 1] = record
         end
-        out[#out + 1] = fields.m
         handed = handed + 1
       end
     end
   end
   if #changed > 0 then
-    redis.call('HSET', P .. 'ids', unpack(changed))
+    redis.call('HSET', batch.P .. 'ids', unpack(changed))
   end
   return handed
 end
@@ -195,7 +213,10 @@ local function turn(keys, argv)
   end
   promote(P, now)
   batch = new_batch(P, now, tonumber(argv[3]))
-  local claim = { consumer = consumer, token = argv[2], max_retries = tonumber(argv[4]), ttl = tonumber(argv[5]) }
+  local claim = {
+    consumer = consumer, token = argv[2], max_retries = tonumber(argv[4]), ttl = tonumber(argv[5]),
+    now = as_ms(now), now_14 = as_14(now), first = '1 ' .. argv[2] .. ' ' .. as_ms(now),
+  }
   local out, left, more = claim_messages(batch, claim, quotas)
   flush(batch)
   if left > 0 and not more then

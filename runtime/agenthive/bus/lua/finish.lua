@@ -2,7 +2,10 @@
 
 -- Collects what one call finishes, so that it costs a few commands and not a few per message.
 local function new_batch(P, now, life)
-  return { P = P, now = now, life = life, gone = { {}, {}, {}, {} }, ids = {}, finals = {} }
+  return {
+    P = P, now = now, life = life, gone = { {}, {}, {}, {} }, ids = {}, finals = {},
+    delivered = 'd ' .. as_ms(now) .. ' ',
+  }
 end
 
 local function drop(batch, lane, entry, id)
@@ -11,11 +14,17 @@ local function drop(batch, lane, entry, id)
   batch.ids[#batch.ids + 1] = id
 end
 
--- code: d delivered, f failed, e expired
+-- A final status: how it ended (d delivered, f failed, e expired), when, the record, and for the latter two why.
 local function final(batch, code, id, record, problem)
   local finals = batch.finals
   finals[#finals + 1] = id
-  finals[#finals + 1] = code .. ' ' .. as_ms(batch.now) .. ' ' .. record .. (problem and ' ' .. problem or '')
+  finals[#finals + 1] = code .. ' ' .. as_ms(batch.now) .. ' ' .. record .. ' ' .. problem
+end
+
+local function delivered(batch, id, record)
+  local finals = batch.finals
+  finals[#finals + 1] = id
+  finals[#finals + 1] = batch.delivered .. record
 end
 
 local function flush(batch)
@@ -42,10 +51,9 @@ local function write_dead_letter(batch, id, document, reason, problem, attempts)
 end
 
 -- Give a message up: dead letter, final status, and word to whoever asked. `record` must be the one in force.
-local function bury(batch, id, record, fields, reason, problem)
-  local lane, entry, attempts = string.match(record, RECORD)
-  write_dead_letter(batch, id, fields.m or '', reason, problem, attempts)
-  local options = options_of(fields.o)
+local function bury(batch, id, record, document, options, reason, problem)
+  local _, lane, _, entry, attempts = string.match(record, RECORD)
+  write_dead_letter(batch, id, document, reason, problem, attempts)
   if options.y then
     reply(batch.P, id, options.y, options.x, '!' .. reason .. ': ' .. problem)
   end
@@ -58,11 +66,17 @@ local function let_go(P, lane, entry)
   redis.call('XCLAIM', P .. 'q:' .. lane, GROUP, NOBODY, 0, entry, 'JUSTID')
 end
 
+-- The record of a message its owner lets go; `uncounted` attempts are taken off.
+local function let_go_record(record, uncounted)
+  local expiry, lane, accepted, entry, attempts, token, claimed = string.match(record, RECORD)
+  return record_line(expiry, lane, accepted, entry, attempts - uncounted, '-' .. token, claimed)
+end
+
 -- Whether `record` was completed by this very call before its answer was lost.
 local function done_before(current, status, record)
   if current then
-    local held = select(4, string.match(current, RECORD))
-    return held == '-' .. select(4, string.match(record, RECORD))
+    local held = select(6, string.match(current, RECORD))
+    return held == '-' .. select(6, string.match(record, RECORD))
   end
   return status and string.find(status, ' ' .. record, 1, true) ~= nil
 end
@@ -105,10 +119,10 @@ local function finish(batch, argv, from, again)
       end
     else
       done[id] = true
-      local lane, entry, attempts, token, accepted, claimed, expiry = string.match(record, RECORD)
+      local lane, entry = place_of(record)
       if code == 'a' or code == 'y' then
         drop(batch, lane, entry, id)
-        final(batch, 'd', id, record)
+        delivered(batch, id, record)
         if code == 'y' then
           reply(P, id, argv[at + 3], argv[at + 4], argv[at + 5])
         end
@@ -116,24 +130,22 @@ local function finish(batch, argv, from, again)
         let_go(P, lane, entry)
         redis.call('RPUSH', P .. 'b:' .. lane, entry)
         changed[#changed + 1] = id
-        changed[#changed + 1] = record_line(lane, entry, attempts - 1, '-' .. token, accepted, claimed, expiry)
+        changed[#changed + 1] = let_go_record(record, 1)
         freed = true
       else
         local due = code == 'f' and now + tonumber(argv[at + 3])
-        if due and due < tonumber(expiry) then
+        if due and as_14(due) < string.sub(record, 1, 14) then
           let_go(P, lane, entry)
           redis.call('ZADD', P .. 'delayed', as_ms(due), 'r' .. lane .. ' ' .. entry .. ' ' .. id)
           changed[#changed + 1] = id
-          changed[#changed + 1] = record_line(lane, entry, attempts, '-' .. token, accepted, claimed, expiry)
+          changed[#changed + 1] = let_go_record(record, 0)
           earliest = math.min(earliest or due, due)
         else
           local found = redis.call('XRANGE', P .. 'q:' .. lane, entry, entry)
           local fields = found[1] and fields_of(found[1][2]) or {}
-          if due then
-            bury(batch, id, record, fields, 'expired', 'its time to live ends before the next retry; ' .. argv[at + 4])
-          else
-            bury(batch, id, record, fields, argv[at + 3], argv[at + 4])
-          end
+          local reason = due and 'expired' or argv[at + 3]
+          local problem = (due and 'its time to live ends before the next retry; ' or '') .. argv[at + 4]
+          bury(batch, id, record, fields.m or '', options_of(fields.o), reason, problem)
         end
       end
     end

@@ -25,21 +25,17 @@ local function free_entries(P, consumer, token, limit)
     for _, item in ipairs(found) do
       local id = fields_of(item[2]).i
       local record = id and redis.call('HGET', P .. 'ids', id)
-      local owner_lane, entry, attempts, held, accepted, claimed, expiry = nil, nil, nil, nil, nil, nil, nil
-      if record then
-        owner_lane, entry, attempts, held, accepted, claimed, expiry = string.match(record, RECORD)
-      end
+      local expiry, owner_lane, accepted, entry, attempts, held, claimed = string.match(record or '', RECORD)
       if not token then
         redis.call('RPUSH', P .. 'b:' .. lane, item[1])
         freed = freed + 1
         if entry == item[1] and owner_lane == tostring(lane) then
-          redis.call('HSET', P .. 'ids', id, record_line(lane, entry, attempts, '~' .. held, accepted, claimed, expiry))
+          redis.call('HSET', P .. 'ids', id, record_line(expiry, lane, accepted, entry, attempts, '~' .. held, claimed))
         end
       elseif held == token and entry == item[1] then
         let_go(P, lane, entry)
         redis.call('RPUSH', P .. 'b:' .. lane, entry)
-        redis.call('HSET', P .. 'ids', id,
-          record_line(lane, entry, attempts - 1, '-' .. held, accepted, claimed, expiry))
+        redis.call('HSET', P .. 'ids', id, let_go_record(record, 1))
         freed = freed + 1
       end
     end

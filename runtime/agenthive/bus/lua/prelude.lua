@@ -15,14 +15,18 @@
 --   dead          stream of dead letters
 --   r:<id>        the reply to a request
 --
--- A record is one line, "lane entry attempts token accepted claimed expiry" (times in ms). Whoever completes a message
--- shows the record it got with the claim; when the record has changed since, the message belongs to somebody else.
--- token: "0" never claimed; "-<token>" let go by its owner; "~<token>" taken from its owner.
+-- A record is one line, "expiry lane accepted entry attempts token claimed" (times in ms, expiry and accepted with 14
+-- digits, so that expiry, lane and entry are found without taking the line apart: that is what a function spends its
+-- time on). Whoever completes a message shows the record it got with the claim; when the record has changed since, the
+-- message belongs to somebody else. token: "0" never claimed; "-<token>" let go by its owner; "~<token>" taken from it.
 
 local VERSION = '@VERSION@'
 local GROUP = 'agents'
 local NOBODY = 'nobody' -- the group's consumer that holds entries which were read once and wait to be claimed again
-local RECORD = '^(%d) (%S+) (%d+) (%S+) (%d+) (%d+) (%d+)$'
+local RECORD = '^(%d+) (%d) (%d+) (%S+) (%d+) (%S+) (%d+)$'
+local LANE_AT, ENTRY_AT = 16, 33 -- where lane and entry stand in a record
+local NEW = ' 0 0 0' -- how the record of a message ends that was never claimed
+local NO_OPTIONS = {}
 local GENERATIONS = 4
 local STATUS_LIMIT = 200000 -- final statuses kept per agent, whatever their age
 local DEAD_LIMIT = 100000 -- dead letters kept per agent
@@ -49,8 +53,17 @@ local function as_ms(number)
   return string.format('%d', math.max(0, math.min(number, FOREVER)))
 end
 
-local function record_line(lane, entry, attempts, token, accepted, claimed, expiry)
-  return lane .. ' ' .. entry .. ' ' .. attempts .. ' ' .. token .. ' ' .. accepted .. ' ' .. claimed .. ' ' .. expiry
+-- As a record holds it: comparable as text.
+local function as_14(number)
+  return string.format('%014d', math.max(0, math.min(number, FOREVER)))
+end
+
+local function record_line(expiry, lane, accepted, entry, attempts, token, claimed)
+  return expiry .. ' ' .. lane .. ' ' .. accepted .. ' ' .. entry .. ' ' .. attempts .. ' ' .. token .. ' ' .. claimed
+end
+
+local function place_of(record)
+  return string.sub(record, LANE_AT, LANE_AT), string.match(record, '^%S+', ENTRY_AT)
 end
 
 -- One idle consumer, if there is one, looks at the queue. One token is enough: who takes it passes it on if more is left.
@@ -80,11 +93,12 @@ end
 -- Delivery options of an entry, words of one letter and a value: b not_before (ms), r max_retries, k0 no
 -- acknowledgement, y reply address, x life of the reply (ms), f1 not subject to the queue's bound.
 local function options_of(text)
+  if not text or text == '' then
+    return NO_OPTIONS
+  end
   local options = {}
-  if text then
-    for letter, value in string.gmatch(text, '(%a)(%S+)') do
-      options[letter] = value
-    end
+  for letter, value in string.gmatch(text, '(%a)(%S+)') do
+    options[letter] = value
   end
   return options
 end

@@ -20,6 +20,12 @@ local function send(keys, argv)
 
   local results, records, seen = {}, {}, {}
   local ready, earliest = false, nil
+  local accepted = as_14(now)
+  local streams = {}
+  for lane = 1, 4 do
+    streams[tostring(lane)] = P .. 'q:' .. lane
+  end
+  local like_ttl, like_lane, start = nil, nil, nil -- most messages of a batch begin their records alike
   for n, id in ipairs(ids) do
     local at = 5 * n - 2
     local lane, document, ttl, packed = argv[at], argv[at + 2], tonumber(argv[at + 3]), argv[at + 4]
@@ -29,24 +35,26 @@ local function send(keys, argv)
     elseif length >= bound and not options.f then
       results[n] = '0'
     else
-      local due = tonumber(options.b or 0)
-      local expiry = as_ms(math.max(now, due) + ttl)
+      local due = options.b and tonumber(options.b) or 0
       local entry
       if due > now then
-        entry = '-'
+        entry, start, like_ttl = '-', as_14(due + ttl) .. ' ' .. lane .. ' ' .. accepted .. ' ', nil
         redis.call('HSET', P .. 'held', id, cmsgpack.pack({ lane, document, packed }))
         redis.call('ZADD', P .. 'delayed', as_ms(due), 'h' .. id)
         earliest = math.min(earliest or due, due)
       else
+        if ttl ~= like_ttl or lane ~= like_lane then
+          like_ttl, like_lane, start = ttl, lane, as_14(now + ttl) .. ' ' .. lane .. ' ' .. accepted .. ' '
+        end
         if packed == '' then
-          entry = redis.call('XADD', P .. 'q:' .. lane, '*', 'i', id, 'm', document)
+          entry = redis.call('XADD', streams[lane], '*', 'i', id, 'm', document)
         else
-          entry = redis.call('XADD', P .. 'q:' .. lane, '*', 'i', id, 'm', document, 'o', packed)
+          entry = redis.call('XADD', streams[lane], '*', 'i', id, 'm', document, 'o', packed)
         end
         ready = true
       end
       records[#records + 1] = id
-      records[#records + 1] = record_line(lane, entry, 0, '0', as_ms(now), 0, expiry)
+      records[#records + 1] = start .. entry .. NEW
       seen[id] = true
       length = length + 1
       results[n] = '1'

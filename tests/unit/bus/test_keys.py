@@ -1,0 +1,49 @@
+"""Names in Redis."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from agenthive.bus.keys import AgentKeys, agents_key, check_agent, reply_channel
+from agenthive.bus.library import FILES, Library, library
+from agenthive.settings import HiveScope
+
+SCOPE = HiveScope(instance="i", namespace="ns", hive="h")
+
+
+def test_keys_of_an_agent_share_a_slot() -> None:
+    keys = AgentKeys.of(SCOPE, "worker-1")
+    assert keys.gate == "ah:{i/ns/h/worker-1}:gate"
+    assert {re.findall(r"\{(.*?)\}", key)[0] for key in (keys.gate, keys.wake, keys.dead)} == {"i/ns/h/worker-1"}
+
+
+def test_keys_of_a_hive() -> None:
+    assert agents_key(SCOPE) == "ah:{i/ns/h}:agents"
+    assert reply_channel(SCOPE, "p1") == "ah:{i/ns/h}:reply:p1"
+
+
+@pytest.mark.parametrize("name", ["a", "worker", "code-atlas.v2", "A_b", "x" * 253])
+def test_names_an_agent_may_have(name: str) -> None:
+    assert check_agent(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "-a", "a-", "a b", "a}b", "a/b", "@a", "ä", "a\n", "x" * 254])
+def test_names_an_agent_cannot_have(name: str) -> None:
+    with pytest.raises(ValueError, match="no name of an agent"):
+        check_agent(name)
+
+
+def test_the_library_is_named_by_its_content() -> None:
+    one, other = Library("local x = '@VERSION@'"), Library("local y = '@VERSION@'")
+    assert one.name != other.name
+    assert one.code.startswith(f"#!lua name=agenthive_{one.version}\n")
+    assert "@VERSION@" not in one.code
+    assert one.call("send", "k", "a", 1) == ("FCALL", f"agenthive_{one.version}_send", 1, "k", "a", 1)
+
+
+def test_the_library_of_the_package_holds_every_file() -> None:
+    names = set(re.findall(r"define\('(\w+)'", library().code))
+    assert names == {"send", "turn", "register", "renew", "reclaim", "recover", "leave", "stats", "status", "replies"}
+    assert len(FILES) == 6

@@ -1,0 +1,79 @@
+"""Reading what Redis holds."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from agenthive.bus.model import Record, parse_dead_letter, parse_stats, parse_status
+from agenthive.protocol import AgentMessage, MessageDeliveryStatus, MessagePriority
+
+RECORD = b"01767229200000 2 01767225600000 1767225600000-3 2 ab12.7 1767225601500"
+
+
+def test_a_record() -> None:
+    record = Record.parse(RECORD)
+    assert (record.lane, record.entry, record.attempts, record.token) == (2, "1767225600000-3", 2, "ab12.7")
+    assert record.accepted_at == datetime(2026, 1, 1, tzinfo=UTC)
+    assert record.expiry - record.accepted == 3_600_000
+    with pytest.raises(ValueError, match="unpack"):
+        Record.parse(b"nonsense")
+
+
+def test_the_status_of_a_pending_message() -> None:
+    status = parse_status("m", RECORD, b"")
+    assert status is not None
+    assert status.status is MessageDeliveryStatus.PENDING
+    assert status.attempts == 2
+    assert status.claimed_at == datetime(2026, 1, 1, 0, 0, 1, 500_000, tzinfo=UTC)
+    assert status.finished_at is None
+
+
+@pytest.mark.parametrize(
+    ("final", "expected", "error"),
+    [
+        (b"d 1767225602000 " + RECORD, MessageDeliveryStatus.DELIVERED, None),
+        (
+            b"f 1767225602000 " + RECORD + b" failed: it broke here",
+            MessageDeliveryStatus.FAILED,
+            "failed: it broke here",
+        ),
+        (b"e 1767225602000 " + RECORD + b" expired: late", MessageDeliveryStatus.EXPIRED, "expired: late"),
+    ],
+)
+def test_final_statuses(final: bytes, expected: MessageDeliveryStatus, error: str | None) -> None:
+    status = parse_status("m", b"", final)
+    assert status is not None
+    assert (status.status, status.error) == (expected, error)
+    assert status.finished_at == datetime(2026, 1, 1, 0, 0, 2, tzinfo=UTC)
+
+
+def test_a_message_redis_does_not_know_has_no_status() -> None:
+    assert parse_status("m", b"", b"") is None
+
+
+def test_a_message_never_claimed_has_no_time_of_claim() -> None:
+    status = parse_status("m", b"01767229200000 2 01767225600000 1767225600000-3 0 0 0", b"")
+    assert status is not None
+    assert status.claimed_at is None
+
+
+def test_figures() -> None:
+    stats = parse_stats("a", [1, 2, 3, 4, 5, 6, 7, 1767225600000])
+    assert stats.backlog == 10
+    assert stats.backlog_by_priority[MessagePriority.CRITICAL] == 4
+    assert (stats.in_flight, stats.delayed, stats.dead_letters) == (5, 6, 7)
+    assert stats.oldest == datetime(2026, 1, 1, tzinfo=UTC)
+    assert parse_stats("a", [0, 0, 0, 0, 0, 0, 0, -1]).oldest is None
+
+
+def test_dead_letters_keep_what_is_no_message() -> None:
+    message = AgentMessage(from_agent="a", to_agent="b", message_type="t")
+    fields = [b"i", b"x", b"m", message.to_json(), b"reason", b"failed", b"error", b"it broke", b"attempts", b"4"]
+    letter = parse_dead_letter(b"1767225600000-0", fields)
+    assert (letter.message, letter.reason, letter.error, letter.attempts) == (message, "failed", "it broke", 4)
+    assert letter.died_at == datetime(2026, 1, 1, tzinfo=UTC)
+    raw = parse_dead_letter(b"1-0", [b"m", b"\xff nonsense"])
+    assert raw.message is None
+    assert raw.raw == b"\xff nonsense"
