@@ -74,12 +74,20 @@ def server_objects(
     hive: AgentHive, component: Component, spec: ManagedServer, observed: ObservedServer, parts: ServerParts
 ) -> list[dict[str, Any]]:
     """The objects of one managed server, in the order in which they are applied."""
-    objects = [names.hive_child("v1", "Secret", hive, component, type="Opaque", data=encoded(parts.secret))]
+    objects = [_secret(hive, component, spec, parts)]
     if parts.config:
         objects.append(names.hive_child("v1", "ConfigMap", hive, component, data=dict(sorted(parts.config.items()))))
     objects.append(_service(hive, component, parts))
     objects.append(_stateful_set(hive, component, spec, observed, parts))
     return objects
+
+
+def _secret(hive: AgentHive, component: Component, spec: ManagedServer, parts: ServerParts) -> dict[str, Any]:
+    """The admin Secret. It has no owner where the volume stays: a volume is of no use without its password."""
+    secret = names.hive_child("v1", "Secret", hive, component, type="Opaque", data=encoded(parts.secret))
+    if hive.spec.deletion_policy == "Retain" and not spec.ephemeral:
+        del secret["metadata"]["ownerReferences"]
+    return secret
 
 
 def _service(hive: AgentHive, component: Component, parts: ServerParts) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def test_the_password_is_one_word_to_redis() -> None:
 
 
 def test_every_object_belongs_to_the_hive() -> None:
-    for found in plan_hive(hive(), OBSERVED_HIVE):
+    for found in plan_hive(hive(deletionPolicy="Delete"), OBSERVED_HIVE):
         (owner,) = found["metadata"]["ownerReferences"]
         assert (owner["kind"], owner["name"], owner["controller"]) == ("AgentHive", "demo", True)
         assert found["metadata"]["labels"]["agenthive.dev/hive"] == "demo"
@@ -113,6 +113,19 @@ def test_ephemeral_has_no_claim() -> None:
     found = named(plan_hive(hive(redis={"managed": {"ephemeral": True}}), OBSERVED_HIVE), "StatefulSet", "demo-redis")
     assert "volumeClaimTemplates" not in found["spec"]
     assert {"name": "data", "emptyDir": {}} in found["spec"]["template"]["spec"]["volumes"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "stays"),
+    [
+        ({}, True),
+        ({"deletionPolicy": "Delete"}, False),
+        ({"redis": {"managed": {"ephemeral": True}}}, False),
+    ],
+)
+def test_the_password_stays_where_the_volume_stays(spec: dict[str, Any], stays: bool) -> None:
+    found = named(plan_hive(hive(**spec), OBSERVED_HIVE), "Secret", "demo-redis")
+    assert ("ownerReferences" not in found["metadata"]) is stays
 
 
 @pytest.mark.parametrize(("policy", "deleted"), [("Retain", "Retain"), ("Delete", "Delete")])
