@@ -69,10 +69,16 @@ def read_managed(entries: list[Json] | None) -> list[Owned]:
     return found
 
 
+def _order(owned: Owned) -> tuple[str, ...]:
+    manager = owned.manager
+    time = "" if manager.subresource == "scale" else owned.time or ""
+    return (manager.operation, time, manager.name, manager.api_version, manager.subresource)
+
+
 def write_managed(owners: list[Owned]) -> list[Json]:
     """Owners as ``metadata.managedFields``; owners of nothing are left out."""
     entries: list[Json] = []
-    for owned in sorted(owners, key=lambda o: (o.manager.operation, o.time or "", o.manager.name)):
+    for owned in sorted(owners, key=_order):
         if not owned.fields:
             continue
         entry: Json = {
@@ -80,7 +86,8 @@ def write_managed(owners: list[Owned]) -> list[Json]:
             "operation": owned.manager.operation,
             "apiVersion": owned.manager.api_version,
         }
-        if owned.time:
+        # As in Kubernetes, what the scale subresource writes has no time.
+        if owned.time and owned.manager.subresource != "scale":
             entry["time"] = owned.time
         entry |= {"fieldsType": "FieldsV1", "fieldsV1": owned.fields}
         if owned.manager.subresource:
@@ -100,12 +107,33 @@ def _owned_fields(obj: Json) -> Json:
     return rest
 
 
-def track_update(old: Json | None, new: Json, owners: list[Owned], manager: Manager, node: Node, now: str) -> None:
-    """Write into ``new`` who owns its fields after ``manager`` changed ``old`` to it by create, update or patch."""
-    fresh = _owned_fields(new)
+def track_update(
+    old: Json | None,
+    new: Json,
+    owners: list[Owned],
+    manager: Manager,
+    node: Node,
+    now: str,
+    *,
+    empty: Json | None = None,
+    tracked: Json | None = None,
+) -> None:
+    """Write into ``new`` who owns its fields after ``manager`` changed ``old`` to it by create, update or patch.
+
+    Args:
+        old: The object before; None when it is new.
+        new: The object now; its managedFields are set.
+        owners: Who owned what.
+        manager: Who makes the change.
+        node: The kind's type.
+        now: Time of a changed entry.
+        empty: What an object of the kind holds from the start, which nobody owns for having created it.
+        tracked: The part of ``new`` that is owned, where the server has filled in some of it.
+    """
+    fresh = _owned_fields(tracked if tracked is not None else new)
     removed: FieldSet = {}
     if old is None:
-        changed = fieldsets.field_set(fresh, node)
+        changed, _ = fieldsets.compare(empty or {}, fresh, node)
     else:
         changed, removed = fieldsets.compare(_owned_fields(old), fresh, node)
     new["metadata"]["managedFields"] = write_managed(_claim(owners, manager, changed, removed, now))
@@ -315,9 +343,5 @@ def _remove_one(value: Any, node: Node, element: str, below: FieldSet, now: Fiel
         # Still applied, perhaps with fewer fields below.
         inner = {key: found for key, found in below.items() if key != "."}
         return _remove(value, node, inner, now[element], shared) if inner and now[element] != below else value
-    if fieldsets.is_member(below) and not shared:
-        return _GONE
-    kept = _remove(value, node, below, {}, shared)
-    if not shared and kept != value and kept in ({}, []):
-        return _GONE
-    return kept
+    # What is no longer applied at all goes with everything in it, the defaults too, unless others own some of it.
+    return _remove(value, node, below, {}, shared) if shared else _GONE

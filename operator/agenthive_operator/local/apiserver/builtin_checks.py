@@ -12,7 +12,6 @@ from .kinds import Kind
 
 _LABEL = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
 _SUBDOMAIN = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
-_DNS1035 = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
 _QUALIFIED = re.compile(r"^[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$")
 _LABEL_VALUE = re.compile(r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")
 _DATA_KEY = re.compile(r"^[-._a-zA-Z0-9]{1,253}$")
@@ -29,11 +28,6 @@ _SUBDOMAIN_TEXT = (
     "end with an alphanumeric character (e.g. 'example.com', regex used for validation is "
     r"'[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"
 )
-_DNS1035_TEXT = (
-    "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, "
-    "and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is "
-    "'[a-z]([-a-z0-9]*[a-z0-9])?')"
-)
 _QUALIFIED_TEXT = (
     "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric "
     "character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is "
@@ -46,6 +40,7 @@ _LABEL_VALUE_TEXT = (
 )
 
 # Kinds whose names may hold what a path may hold.
+_STANDARD_FINALIZERS = ("kubernetes", "orphan", "foregroundDeletion")
 _FREE_NAMES = ("roles", "rolebindings", "clusterroles", "clusterrolebindings")
 
 
@@ -68,20 +63,29 @@ def check_metadata(kind: Kind, obj: Json, old: Json | None) -> list[FieldError]:
     if sum(len(k) + len(v) for k, v in meta.get("annotations", {}).items()) > 262_144:
         found.append(errors.too_long("metadata.annotations", 262_144))
     found += _check_owners(meta.get("ownerReferences", ()))
+    for index, finalizer in enumerate(meta.get("finalizers", ())):
+        if "/" not in finalizer and finalizer not in _STANDARD_FINALIZERS:
+            text = "name is neither a standard finalizer name nor is it fully qualified"
+            found.append(errors.invalid(f"metadata.finalizers[{index}]", finalizer, text))
     if old is not None and "deletionTimestamp" in old["metadata"]:
         before = old["metadata"].get("finalizers", ())
-        added = [finalizer for finalizer in meta.get("finalizers", ()) if finalizer not in before]
+        added = sorted({*meta.get("finalizers", ())} - {*before})
         if added:
+            listed = ", ".join(f'"{name}"' for name in added)
             text = "no new finalizers can be added if the object is being deleted, found new finalizers "
-            found.append(errors.forbidden_field("metadata.finalizers", text + errors.shown(added)))
+            found.append(errors.forbidden_field("metadata.finalizers", f"{text}[]string{{{listed}}}"))
     return found
 
 
 def _check_owners(owners: Any) -> list[FieldError]:
     found = []
-    for index, owner in enumerate(owners):
+    for owner in owners:
         found += [
-            errors.invalid(f"metadata.ownerReferences[{index}].{field}", "", "must not be empty")
+            errors.invalid(
+                f"metadata.ownerReferences.{field}",
+                "",
+                "version must not be empty" if field == "apiVersion" else "must not be empty",
+            )
             for field in ("apiVersion", "kind", "name", "uid")
             if not owner.get(field)
         ]
@@ -94,10 +98,8 @@ def _check_owners(owners: Any) -> list[FieldError]:
 def _check_name(kind: Kind, name: str) -> list[FieldError]:
     if kind.plural in _FREE_NAMES:
         fits, text, limit = name not in (".", "..") and "/" not in name and "%" not in name, "may not contain '/'", 253
-    elif kind.resource == "namespaces":
+    elif kind.resource in ("namespaces", "services"):
         fits, text, limit = _LABEL.match(name) is not None, _LABEL_TEXT, 63
-    elif kind.resource == "services":
-        fits, text, limit = _DNS1035.match(name) is not None, _DNS1035_TEXT, 63
     else:
         fits, text, limit = _SUBDOMAIN.match(name) is not None, _SUBDOMAIN_TEXT, 253
     found = [] if fits else [errors.invalid("metadata.name", name, text)]
@@ -132,12 +134,12 @@ def _containers(spec: Json, path: str) -> list[FieldError]:
                 found.append(
                     errors.invalid(f"{here}.name", name, _LABEL_TEXT) if name else errors.required(f"{here}.name")
                 )
-            if name in seen:
-                found.append(errors.duplicate(f"{here}.name", name))
-            seen.add(name)
             if not container.get("image"):
                 found.append(errors.required(f"{here}.image"))
             found += _container(container, here, volumes)
+            if name in seen:
+                found.append(errors.duplicate(f"{here}.name", name))
+            seen.add(name)
     return found
 
 
@@ -277,8 +279,13 @@ def _workload(obj: Json, old: Json | None) -> list[FieldError]:
         found.append(errors.invalid("spec.replicas", spec["replicas"], "must be greater than or equal to 0"))
     template = spec.get("template", {})
     selector = spec.get("selector")
-    if selector is not None:
-        labels = template.get("metadata", {}).get("labels", {})
+    labels = template.get("metadata", {}).get("labels")
+    if selector is None:
+        found.append(errors.required("spec.selector"))
+        text = "`selector` does not match template `labels`"
+        found.append(errors.invalid("spec.template.metadata.labels", labels, text))
+    else:
+        labels = labels or {}
         if not selector.get("matchLabels") and not selector.get("matchExpressions"):
             text = f"empty selector is invalid for {obj['kind'].lower()}"
             found.append(errors.invalid("spec.selector", selector, text))
@@ -303,8 +310,20 @@ _STATEFUL_MUTABLE = (
 )  # fmt: skip
 
 
+def _with_claims(obj: Json) -> Json:
+    """A StatefulSet whose template has the volumes that its pods will have: one for each claim template."""
+    spec = obj.get("spec", {})
+    template = spec.get("template", {})
+    if not spec.get("volumeClaimTemplates") or "spec" not in template:
+        return obj
+    names = [claim.get("metadata", {}).get("name") for claim in spec["volumeClaimTemplates"]]
+    own = [volume for volume in template["spec"].get("volumes", ()) if volume.get("name") not in names]
+    volumes = own + [{"name": name, "emptyDir": {}} for name in names]
+    return {**obj, "spec": {**spec, "template": {**template, "spec": {**template["spec"], "volumes": volumes}}}}
+
+
 def _stateful_set(obj: Json, old: Json | None) -> list[FieldError]:
-    found = [problem for problem in _workload(obj, old) if problem.message.find("field is immutable") < 0]
+    found = [problem for problem in _workload(_with_claims(obj), old) if problem.message.find("field is immutable") < 0]
     if old is not None:
 
         def frozen(spec: Json) -> Json:
@@ -332,6 +351,7 @@ def _service(obj: Json, old: Json | None) -> list[FieldError]:
     names: set[str] = set()
     for index, port in enumerate(ports):
         found += _port(f"spec.ports[{index}].port", port.get("port"))
+        found += _port(f"spec.ports[{index}].targetPort", port.get("targetPort"))
         name = port.get("name", "")
         if len(ports) > 1 and not name:
             found.append(errors.required(f"spec.ports[{index}].name"))

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 def apply_defaults(kind: Kind, obj: Json, old: Json | None, admission: Admission) -> None:
     """Fill in what the client left out; changes ``obj``."""
+    if kind.has_status:
+        obj.setdefault("status", {}).update({**_COUNTS.get(kind.resource, {}), **obj["status"]})
     fill = _DEFAULTS.get(kind.resource)
     if fill is not None:
         fill(obj, old)
@@ -25,6 +27,52 @@ def apply_defaults(kind: Kind, obj: Json, old: Json | None, admission: Admission
             from .errors import unprocessable  # noqa: PLC0415
 
             raise unprocessable("", "Service", obj["metadata"].get("name", ""), [problem])
+
+
+# Parts of spec that the server sets after it has noted who owns what.
+_SERVER_SET = {
+    "namespaces": ("finalizers",),
+    "services": ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"),
+}
+
+# Figures of status that are there from the start.
+_COUNTS: dict[str, Json] = {
+    "statefulsets.apps": {"replicas": 0, "availableReplicas": 0},
+    "replicasets.apps": {"replicas": 0},
+    "daemonsets.apps": {
+        "currentNumberScheduled": 0, "numberMisscheduled": 0, "desiredNumberScheduled": 0, "numberReady": 0
+    },
+    "poddisruptionbudgets.policy": {
+        "disruptionsAllowed": 0, "currentHealthy": 0, "desiredHealthy": 0, "expectedPods": 0
+    },
+}  # fmt: skip
+
+_TEMPLATE: Json = {"metadata": {}, "spec": {"containers": []}}
+_EMPTY: dict[str, Json] = {
+    "pods": {"containers": []},
+    "deployments.apps": {"strategy": {}, "template": _TEMPLATE},
+    "statefulsets.apps": {"updateStrategy": {}, "template": _TEMPLATE},
+    "daemonsets.apps": {"updateStrategy": {}, "template": _TEMPLATE},
+    "replicasets.apps": {"template": _TEMPLATE},
+    "persistentvolumeclaims": {"resources": {}},
+}
+
+
+def empty_object(kind: Kind) -> Json:
+    """What an object of the kind holds from the start, which nobody comes to own by creating it."""
+    if kind.custom:
+        return {"metadata": {}}
+    found: Json = {"metadata": {}, "spec": _EMPTY.get(kind.resource, {})}
+    return found | ({"status": {}} if kind.has_status else {})
+
+
+def owned_at_creation(kind: Kind, obj: Json) -> Json:
+    """A new object without what the server itself has put into it."""
+    found = {key: value for key, value in obj.items() if key != "status" or not kind.has_status}
+    hidden = _SERVER_SET.get(kind.resource)
+    if hidden and "spec" in found:
+        found["spec"] = {key: value for key, value in found["spec"].items() if key not in hidden}
+    return found
 
 
 def _fill(target: Json, **defaults: object) -> None:
@@ -250,8 +298,14 @@ def _binding(obj: Json, _: Json | None) -> None:
         _fill(obj["roleRef"], apiGroup="rbac.authorization.k8s.io")
 
 
+def _event(obj: Json, _: Json | None) -> None:
+    _fill(obj, source={}, reportingComponent="", reportingInstance="")
+
+
 _DEFAULTS: dict[str, Callable[[Json, Json | None], None]] = {
     "pods": _pod,
+    "events": _event,
+    "events.events.k8s.io": _event,
     "services": _service,
     "secrets": _secret,
     "namespaces": _namespace,

@@ -193,7 +193,7 @@ def _evaluate(value: Any, schema: Schema, rule: Rule, path: str, old: Any) -> Fi
             return None
     except (TypeError, KeyError, ValueError, RuntimeError, IndexError, OverflowError) as error:
         text = f"{rule.message or 'failed rule: ' + rule.rule}: rule could not be evaluated: {error}"
-        return FieldError("FieldValueInvalid", where, f"Invalid value: {shown(value)}: {text}")
+        return _invalid(where, value, text)
     return _failure(value, rule, where, context)
 
 
@@ -217,6 +217,13 @@ def _failure(value: Any, rule: Rule, where: str, context: Any) -> FieldError:
             return FieldError(rule.reason, where, f"Forbidden: {message}")
         case "FieldValueDuplicate":
             return FieldError(rule.reason, where, f"Duplicate value: {shown(value)}")
+    return _invalid(where, value, message)
+
+
+def _invalid(where: str, value: Any, message: str) -> FieldError:
+    """As the API server puts it: it shows scalars, and leaves out objects and lists."""
+    if isinstance(value, dict | list):
+        return FieldError("FieldValueInvalid", where, f"Invalid value: {message}")
     return invalid(where, value, message)
 
 

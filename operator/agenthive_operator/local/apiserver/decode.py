@@ -18,13 +18,19 @@ _GO_KIND = {str: "string", bool: "bool", int: "number", float: "number", list: "
 class Decoder:
     """Decodes one object.
 
+    Args:
+        kind: For messages.
+        version: For messages.
+        canonical: Bring quantities into their canonical form. Server-side apply compares them as they were sent.
+
     Attributes:
         unknown: Paths of fields the kind does not have; they are left out of the result.
         missing: Required fields that are not there.
     """
 
-    def __init__(self, kind: str, version: str) -> None:
+    def __init__(self, kind: str, version: str, *, canonical: bool = True) -> None:
         self.kind = kind
+        self.canonical = canonical
         self.version = version
         self.unknown: list[str] = []
         self.missing: list[FieldError] = []
@@ -35,7 +41,8 @@ class Decoder:
         Raises:
             ApiError: 400 where a value has the wrong type.
         """
-        found: Json = {}
+        # These two lead, so that a list can leave them out without looking further.
+        found: Json = {key: obj[key] for key in ("apiVersion", "kind") if key in obj}
         for key, value in obj.items():
             child = node.fields.get(key)
             if child is None:
@@ -108,11 +115,12 @@ class Decoder:
                 return self._bytes(value, path)
         return value
 
-    def _quantity(self, value: Any, path: str) -> str:
+    def _quantity(self, value: Any, path: str) -> Any:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise self._mismatch(value, "string", path)
         try:
-            return canonical_quantity(str(value))
+            canonical = canonical_quantity(str(value))
+            return canonical if self.canonical else value
         except ValueError as error:
             raise self._refusal(path, str(error)) from error
 

@@ -50,7 +50,7 @@ def read_options(body: Json, query: Json) -> DeleteOptions:
     if orphan is not None and not propagation:
         propagation = ORPHAN.title() if str(orphan).lower() == "true" else "Background"
     if propagation not in ("", "Background", "Foreground", "Orphan"):
-        problem = errors.not_supported("propagationPolicy", propagation, ("Background", "Foreground", "Orphan"))
+        problem = errors.not_supported("propagationPolicy", propagation, ("Foreground", "Background", "Orphan", "nil"))
         raise errors.unprocessable("meta.k8s.io", "DeleteOptions", "", [problem])
     try:
         seconds = None if grace is None else int(grace)
@@ -96,7 +96,7 @@ class Deleter:
                     f"the {name} in the precondition ({wanted}) does not match the {name} in record ({have}). "
                     "The object might have been deleted and then recreated"
                 )
-                raise errors.conflict(kind.group, kind.plural, key[1], why)
+                raise errors.precondition_failed(kind.group, kind.kind, key[1], why)
         self.admission.may_delete(kind, key)
         if options.dry_run:
             return live, True
@@ -104,7 +104,8 @@ class Deleter:
         grace = _grace(kind, live.obj, options)
         pending = bool(finalizers) or grace > 0 or kind.resource == "namespaces"
         if not pending:
-            return self.admission.removed(kind, self.store.remove(kind.storage, key)), True
+            last = self._marked(kind, live.obj, [], 0) if kind.resource == "pods" else None
+            return self.admission.removed(kind, self.store.remove(kind.storage, key, last)), True
         marked = self._mark(kind, key, live, finalizers, grace)
         self._consequences(kind, key)
         return marked, self.store.get(kind.storage, key) is None
@@ -123,22 +124,26 @@ class Deleter:
         return found
 
     def _mark(self, kind: Kind, key: Key, live: Entry, finalizers: list[str], grace: int) -> Entry:
-        obj = dict(live.obj)
+        obj = self._marked(kind, live.obj, finalizers, grace)
+        return live if obj == live.obj else self.writer.rewrite(kind, key, obj)
+
+    @staticmethod
+    def _marked(kind: Kind, live: Json, finalizers: list[str], grace: int) -> Json:
+        obj = dict(live)
         meta = obj["metadata"] = dict(obj["metadata"])
         sooner = grace < meta.get("deletionGracePeriodSeconds", grace + 1)
-        if "deletionTimestamp" not in meta or (kind.resource == "pods" and sooner):
+        first = "deletionTimestamp" not in meta
+        if first or (kind.resource == "pods" and sooner):
             meta["deletionTimestamp"] = timestamp(datetime.now(UTC) + timedelta(seconds=grace))
             meta["deletionGracePeriodSeconds"] = grace
-            if "generation" in meta:
+            if first and "generation" in meta:
                 meta["generation"] += 1
         meta["finalizers"] = finalizers
         if not finalizers:
             del meta["finalizers"]
         if kind.resource == "namespaces":
             obj["status"] = {**obj.get("status", {}), "phase": "Terminating"}
-        if obj == live.obj:
-            return live
-        return self.writer.rewrite(kind, key, obj)
+        return obj
 
     def _consequences(self, kind: Kind, key: Key) -> None:
         """Delete what is in a namespace, or of a CRD, that is being deleted."""

@@ -86,16 +86,18 @@ class ApiError(Exception):
         self.code = code
         self.reason = reason
         self.message = message
-        self.details = dict(details or {})
+        self.details = details
         self.allow = header
 
     def status(self) -> Json:
         """The Status object of this error."""
         body: Json = {
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "message": self.message, "reason": self.reason,
+            "message": self.message,
         }  # fmt: skip
-        if self.details:
+        if self.reason:
+            body["reason"] = self.reason
+        if self.details is not None:
             body["details"] = self.details
         body["code"] = self.code
         return body
@@ -130,6 +132,12 @@ def conflict(group: str, plural: str, name: str, why: str) -> ApiError:
     return ApiError(409, "Conflict", text, _details(group, plural, name))
 
 
+def precondition_failed(group: str, kind: str, name: str, why: str) -> ApiError:
+    """As ``conflict``; a delete names the kind and not the resource."""
+    text = f'Operation cannot be fulfilled on {resource_name(group, kind)} "{name}": {why}'
+    return ApiError(409, "Conflict", text, _details(group, kind, name))
+
+
 MODIFIED = "the object has been modified; please apply your changes to the latest version and try again"
 
 
@@ -158,9 +166,9 @@ def gone(message: str) -> ApiError:
     return ApiError(410, "Expired", message)
 
 
-def method_not_allowed(group: str, plural: str) -> ApiError:
+def method_not_allowed() -> ApiError:
     text = "the server does not allow this method on the requested resource"
-    return ApiError(405, "MethodNotAllowed", text, _details(group, plural, ""))
+    return ApiError(405, "MethodNotAllowed", text, {})
 
 
 def unsupported_media_type(message: str) -> ApiError:

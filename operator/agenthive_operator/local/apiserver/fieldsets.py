@@ -34,24 +34,29 @@ def is_member(found: FieldSet) -> bool:
     return not found or "." in found
 
 
-def _opaque(value: Any, node: Node) -> bool:
+def _whole(value: Any, node: Node) -> bool:
     """Whether the value is owned as a whole."""
     if isinstance(value, dict):
-        return node.atomic or not value or node.shape == "scalar"
+        return node.atomic or node.shape == "scalar"
     if isinstance(value, list):
-        return node.shape != "list" or node.topology == "atomic" or not value
+        return node.shape != "list" or node.topology == "atomic"
     return True
 
 
 def field_set(value: Any, node: Node) -> FieldSet:
-    """All fields of ``value``. A struct is a member only where it is empty, a key of a map always."""
+    """All fields of an applied ``value``.
+
+    A struct is a member only where it is empty, a key of a map always, a list with items of its own never.
+    """
     found: FieldSet = {}
-    if _opaque(value, node):
+    if _whole(value, node):
         return found
     if isinstance(value, dict):
         for key, below in value.items():
             child = node.child(key)
             inner = field_set(below, child)
+            if not inner and isinstance(below, list) and not _whole(below, child):
+                continue
             if inner and key not in node.fields:
                 inner["."] = {}
             found["f:" + key] = inner
@@ -69,22 +74,35 @@ def field_set(value: Any, node: Node) -> FieldSet:
 
 
 def _added(value: Any, node: Node) -> FieldSet:
-    """As ``field_set``, and the value's own path is a member: the field is new."""
-    inner = field_set(value, node)
-    if inner:
-        inner["."] = {}
-    return inner
+    """All fields of a ``value`` that is new, with everything that holds them."""
+    found: FieldSet = {}
+    if _whole(value, node):
+        return found
+    if isinstance(value, dict):
+        for key, below in value.items():
+            found["f:" + key] = _added(below, node.child(key))
+    else:
+        item_node = node.items()
+        for item in value:
+            element = item_element(item, node)
+            if element is not None:
+                found[element] = {} if node.topology == "set" else _added(item, item_node)
+    if found:
+        found["."] = {}
+    return found
 
 
 def compare(old: Any, new: Any, node: Node) -> tuple[FieldSet, FieldSet]:
     """Fields of ``new`` that are new or have another value than in ``old``, and fields of ``old`` that are gone."""
     changed: FieldSet = {}
     removed: FieldSet = {}
-    if isinstance(old, dict) and isinstance(new, dict) and not (_opaque(old, node) or _opaque(new, node)):
+    if not _both_open(old, new, node):
+        return changed, removed
+    if isinstance(old, dict):
         pairs: Iterable[tuple[str, Any, Any, Node]] = (
             ("f:" + key, old.get(key, _MISSING), new.get(key, _MISSING), node.child(key)) for key in {**old, **new}
         )
-    elif isinstance(old, list) and isinstance(new, list) and not (_opaque(old, node) or _opaque(new, node)):
+    else:
         before = _by_element(old, node)
         after = _by_element(new, node)
         item_node = node.items()
@@ -92,8 +110,6 @@ def compare(old: Any, new: Any, node: Node) -> tuple[FieldSet, FieldSet]:
             (element, before.get(element, _MISSING), after.get(element, _MISSING), item_node)
             for element in {**before, **after}
         )
-    else:
-        return changed, removed
     for element, was, now, child in pairs:
         if was is now or was == now:
             continue
@@ -108,12 +124,12 @@ def compare(old: Any, new: Any, node: Node) -> tuple[FieldSet, FieldSet]:
             if inner_removed:
                 removed[element] = inner_removed
         else:
-            changed[element] = field_set(now, child)
+            changed[element] = _added(now, child)
     return changed, removed
 
 
 def _both_open(old: Any, new: Any, node: Node) -> bool:
-    return type(old) is type(new) and not _opaque(old, node) and not _opaque(new, node)
+    return type(old) is type(new) and not _whole(old, node) and not _whole(new, node)
 
 
 def _by_element(items: list[Any], node: Node) -> dict[str, Any]:
@@ -189,13 +205,10 @@ def without_below(first: FieldSet, gone: FieldSet) -> FieldSet:
 
 
 def paths(found: FieldSet, prefix: str = "") -> Iterator[str]:
-    """Every member as text, for instance ``.spec.containers[name="x"].image``."""
-    for element, below in sorted(found.items()):
-        if element == ".":
-            continue
-        here = prefix + _element_text(element)
-        if is_member(below):
-            yield here
+    """Every member as text, for instance ``.spec.containers[name="x"].image``; at each level what is owned first."""
+    level = [(prefix + _element_text(element), below) for element, below in sorted(found.items()) if element != "."]
+    yield from (here for here, below in level if is_member(below))
+    for here, below in level:
         yield from paths(below, here)
 
 

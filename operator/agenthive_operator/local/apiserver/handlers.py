@@ -92,7 +92,7 @@ class Api:
         if path.rstrip("/") not in _OPEN and (not parts or parts[0] not in ("livez", "readyz")):
             self._authenticate(request)
         if request.method not in ("GET", "HEAD"):
-            raise errors.method_not_allowed("", "")
+            raise errors.method_not_allowed()
         if not parts:
             groups = [f"/apis/{group}" for group in self.registry.versions() if group]
             return answer_object({"paths": ["/api", "/api/v1", "/apis", *groups, "/openapi/v3", "/version"]})
@@ -110,7 +110,7 @@ class Api:
 
     def _discover(self, request: web.BaseRequest, parts: list[str], group: str, version: str) -> web.Response:
         if request.method not in ("GET", "HEAD"):
-            raise errors.method_not_allowed("", "")
+            raise errors.method_not_allowed()
         core = parts[0] == "api"
         if len(parts) == 1:
             if discovery.wants_aggregated(request.headers.get("Accept", "")):
@@ -132,7 +132,7 @@ class Api:
     @staticmethod
     async def _review(request: web.BaseRequest, plural: str) -> web.Response:
         if request.method != "POST":
-            raise errors.method_not_allowed("", plural)
+            raise errors.method_not_allowed()
         body = await bodies.read_object(request)
         if plural == "selfsubjectreviews":
             # One token, one user: whoever holds it may do everything.
@@ -146,7 +146,7 @@ class Api:
         method, query = request.method, request.query
         if target.sub == "log":
             if method != "GET":
-                raise errors.method_not_allowed(target.kind.group, target.kind.plural)
+                raise errors.method_not_allowed()
             return await proxy_log(self, request, target)
         if method in ("GET", "HEAD"):
             return await self._read(request, target, query)
@@ -161,7 +161,7 @@ class Api:
             case "DELETE", _:
                 if not target.sub:
                     return await self._delete(request, target, query)
-        raise errors.method_not_allowed(target.kind.group, target.kind.plural)
+        raise errors.method_not_allowed()
 
     async def _read(self, request: web.BaseRequest, target: Target, query: Mapping[str, str]) -> web.StreamResponse:
         form = routing.wanted_form(request.headers.get("Accept", ""))
@@ -194,7 +194,7 @@ class Api:
 
     async def _create(self, request: web.BaseRequest, target: Target, options: Options) -> web.Response:
         if target.kind.namespaced and target.namespace is None:
-            raise errors.method_not_allowed(target.kind.group, target.kind.plural)
+            raise errors.method_not_allowed()
         body = await bodies.read_object(request)
         entry = self.writer.create(target.kind, target.namespace or "", body, options)
         return self._written(request, target, entry, options, 201)

@@ -181,7 +181,7 @@ BUILTIN: tuple[Kind, ...] = (
     _apps("DaemonSet", "daemonsets", "ds", scale=False),
     Kind("apps", "v1", "ControllerRevision", "controllerrevisions", model="V1ControllerRevision"),
     Kind("coordination.k8s.io", "v1", "Lease", "leases", model="V1Lease"),
-    Kind("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", model="V1EndpointSlice"),
+    Kind("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", model="V1EndpointSlice", generation=True),
     Kind(
         "policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets", short_names=("pdb",), has_status=True,
         generation=True, model="V1PodDisruptionBudget",

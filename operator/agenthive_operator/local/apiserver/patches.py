@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from .errors import ApiError, Json, bad_request
 from .typing_tree import Node
+
+log = logging.getLogger(__name__)
 
 MAX_OPERATIONS = 10_000
 _END = "-"
@@ -40,8 +43,10 @@ def json_patch(target: Json, operations: Any) -> Any:
         try:
             found = _operate(found, step)
         except (KeyError, IndexError, ValueError, TypeError) as error:
-            text = f"the server rejected our request due to an error in our request: {step}: {error}"
-            raise ApiError(422, "Invalid", text) from error
+            log.info("JSON patch refused at %s: %s", step, error)
+            # The real server says no more than this.
+            text = "the server rejected our request due to an error in our request"
+            raise ApiError(422, "Invalid", text, {}) from error
     return found
 
 
@@ -183,14 +188,15 @@ def strategic_merge(target: Any, patch: Any, node: Node) -> Any:
         if key.startswith("$setElementOrder/"):
             name = key.partition("/")[2]
             if isinstance(found.get(name), list):
-                found[name] = _ordered(found[name], order, node.child(name))
+                before = target.get(name) if isinstance(target, dict) else None
+                found[name] = _ordered(found[name], order, node.child(name), before or [])
     return found
 
 
 def _merge_items(live: list[Any], patch: list[Any], node: Node) -> list[Any]:
     key = node.patch_key
     if key is None:
-        return live + [item for item in patch if item not in live]
+        return _ordered(live + [item for item in patch if item not in live], patch, node, live)
     if any(isinstance(item, dict) and item.get("$patch") == "replace" for item in patch):
         return [item for item in patch if "$patch" not in item]
     found = list(live)
@@ -205,16 +211,27 @@ def _merge_items(live: list[Any], patch: list[Any], node: Node) -> list[Any]:
             found.append(strategic_merge({}, item, node.items()))
         else:
             found[index] = strategic_merge(found[index], item, node.items())
-    return found
+    named = [item for item in patch if item.get("$patch") != "delete"]
+    return _ordered(found, named, node, live)
 
 
-def _ordered(items: list[Any], order: list[Any], node: Node) -> list[Any]:
-    """``items`` in the order the patch asks for; those it does not name keep their place among the rest."""
+def _ordered(items: list[Any], order: list[Any], node: Node, live: list[Any]) -> list[Any]:
+    """``items`` in the order the patch names them; the others go where they stood relative to those in ``live``."""
     key = node.patch_key
 
     def identity(item: Any) -> Any:
         return item.get(key) if key is not None and isinstance(item, dict) else item
 
-    rank = {identity(item): place for place, item in enumerate(order)}
-    named = iter(sorted((i for i in items if identity(i) in rank), key=lambda item: rank[identity(item)]))
-    return [next(named) if identity(item) in rank else item for item in items]
+    places = [identity(item) for item in live]
+    wanted = [identity(item) for item in order]
+    named = sorted((item for item in items if identity(item) in wanted), key=lambda item: wanted.index(identity(item)))
+    rest = [item for item in items if identity(item) not in wanted]
+
+    def precedes(first: Any, second: Any) -> bool:
+        left, right = identity(first), identity(second)
+        return left in places and right in places and places.index(left) < places.index(right)
+
+    found: list[Any] = []
+    while named and rest:
+        found.append(rest.pop(0) if precedes(rest[0], named[0]) else named.pop(0))
+    return found + named + rest

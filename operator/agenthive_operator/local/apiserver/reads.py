@@ -41,6 +41,18 @@ def matcher(kind: Kind, query: Mapping[str, str]) -> Matcher | None:
     return lambda obj: inner(convert(dict(obj)))
 
 
+def render_item(kind: Kind, entry: Entry) -> bytes:
+    """One object as an item of a list, where those of built-in kinds do not say what they are."""
+    raw = render(kind, entry, "object")
+    if kind.custom:
+        return raw
+    head = b'{"apiVersion":"%b","kind":"%b",' % (kind.api_version.encode(), kind.kind.encode())
+    if raw.startswith(head):
+        return b"{" + raw[len(head) :]
+    obj = orjson.loads(raw)
+    return orjson.dumps({key: value for key, value in obj.items() if key not in ("apiVersion", "kind")})
+
+
 def render(kind: Kind, entry: Entry, form: Form) -> bytes:
     """One object as JSON text."""
     if form == "metadata":
@@ -264,7 +276,7 @@ def _list_body(kind: Kind, entries: list[Entry], meta: Json, form: Form, query: 
         }  # fmt: skip
         return orjson.dumps(body)
     head = orjson.dumps({"kind": kind.list_kind, "apiVersion": kind.api_version, "metadata": meta})
-    items = b",".join(render(kind, entry, form) for entry in entries)
+    items = b",".join(render_item(kind, entry) for entry in entries)
     return b'%b,"items":[%b]}' % (head[:-1], items)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import errors
-from .errors import Json
+from .errors import FieldError, Json
 from .kinds import Kind
 from .store import Entry
 
@@ -46,6 +46,20 @@ def scale_of(kind: Kind, entry: Entry) -> Json:
         "metadata": {key: meta[key] for key in shown if key in meta},
         "spec": {"replicas": _at(obj, kind.scale.spec) or 0}, "status": status,
     }  # fmt: skip
+
+
+def scale_problems(kind: Kind, obj: Json) -> list[FieldError]:
+    """What the scale subresource of a custom resource has against an object."""
+    if kind.scale is None:
+        return []
+    wanted = _at(obj, kind.scale.spec)
+    path = f".{kind.scale.spec}"
+    if wanted is None:
+        return []
+    if isinstance(wanted, bool) or not isinstance(wanted, int):
+        sent = {str: "string", bool: "bool", float: "float64", dict: "map[string]interface {}"}.get(type(wanted), "[]")
+        return [errors.invalid(path, 0, f"{path} accessor error: {wanted} is of the type {sent}, expected int64")]
+    return [errors.invalid(path, wanted, "should be a non-negative integer")] if wanted < 0 else []
 
 
 def scaled(kind: Kind, obj: Json, scale: Json, name: str) -> Json:

@@ -10,6 +10,7 @@ from .builtin_types import metadata_type
 from .decode import Decoder
 from .errors import ApiError, FieldError, Json
 from .kinds import BUILTIN, Kind
+from .scale import scale_problems
 from .typing_tree import Node
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def decode_object(kind: Kind, body: Json, options: Options, *, applied: bool = F
     _check_type(kind, body)
     if not isinstance(body.get("metadata", {}), dict):
         raise errors.bad_request("metadata must be an object")
-    decoder = Decoder(kind.kind, kind.version)
+    decoder = Decoder(kind.kind, kind.version, canonical=not applied)
     if kind.schema is not None:
         meta = decoder.decode({"metadata": body.get("metadata", {})}, _metadata_only())
         rest = {key: value for key, value in body.items() if key != "metadata"}
@@ -97,10 +98,13 @@ def validate_object(kind: Kind, obj: Json, old: Json | None, admission: Admissio
             found = structural.validate(obj, kind.schema, "")
         else:
             found = structural.validate(obj, kind.schema, "", old)
-        problems += found
-        # Rules may rely on what the schema says of types.
-        if not found and kind.schema.has_rules:
-            problems += celrules.check(obj, kind.schema, old)
+        problems += found + scale_problems(kind, obj)
+        if kind.schema.has_rules:
+            # Rules rely on what the schema says of types and sizes.
+            if any(problem.reason in _BLOCKING for problem in found):
+                problems.append(errors.invalid("<nil>", None, _UNCHECKED))
+            else:
+                problems += celrules.check(obj, kind.schema, old)
     else:
         decoder = Decoder(kind.kind, kind.version)
         # A copy of our own, so that defaults never reach into what is stored.
@@ -108,12 +112,28 @@ def validate_object(kind: Kind, obj: Json, old: Json | None, admission: Admissio
         if sub != "status":
             builtin_defaults.apply_defaults(kind, obj, old, admission)
         problems = builtin_checks.check_metadata(kind, obj, old)
-        problems += decoder.missing if sub != "status" else []
+        # Workloads say themselves what their spec lacks.
+        own = ("spec.selector", "spec.template")
+        if sub != "status":
+            problems += [
+                problem
+                for problem in decoder.missing
+                if problem.field not in own and not problem.field.startswith("metadata.ownerReferences")
+            ]
         problems += builtin_checks.check(kind, obj, old)
     if problems:
         name = obj["metadata"].get("name", "")
         raise errors.unprocessable(kind.group, kind.kind, name, problems)
     return obj
+
+
+_BLOCKING = (
+    "FieldValueRequired", "FieldValueTooLong", "FieldValueTooMany", "FieldValueTypeInvalid", "FieldValueNotSupported",
+)  # fmt: skip
+_UNCHECKED = (
+    "some validation rules were not checked because the object was invalid; correct the existing errors to complete "
+    "validation"
+)
 
 
 def _storage_node(kind: Kind) -> Node:

@@ -97,17 +97,20 @@ class Store:
     def __init__(self, state_file: Path | None) -> None:
         # 1 is what the first list of an empty server answers; the first object gets 2.
         self.version = 1
+        self._first = 1
         self.resources: dict[str, Resource] = {}
         self._journal = Journal(state_file) if state_file is not None else None
         if self._journal is not None:
             self._replay(self._journal)
             self.compact()
+        self._first = self.version
 
     def resource(self, name: str) -> Resource:
         """The resource of that name, for instance ``agents.agenthive.dev``; made when first asked for."""
         found = self.resources.get(name)
         if found is None:
-            found = self.resources[name] = Resource(name, oldest=self.version)
+            # Nothing has happened to it since the server started.
+            found = self.resources[name] = Resource(name, oldest=self._first)
         return found
 
     def get(self, resource: str, key: Key) -> Entry | None:
@@ -131,8 +134,9 @@ class Store:
         table.record(Change(version, "ADDED" if previous is None else "MODIFIED", entry, previous))
         return entry
 
-    def remove(self, resource: str, key: Key) -> Entry:
-        """Delete an object; returns its last state, with the resourceVersion of its deletion.
+    def remove(self, resource: str, key: Key, last: Json | None = None) -> Entry:
+        """Delete an object; returns its last state (``last`` where it changed on the way out), with the
+        resourceVersion of its deletion.
 
         Raises:
             KeyError: There is no such object.
@@ -145,7 +149,8 @@ class Store:
         self._write(line)
         self.version = version
         del table.objects[key]
-        last = previous.obj | {"metadata": previous.obj["metadata"] | {"resourceVersion": str(version)}}
+        last = last or previous.obj
+        last = last | {"metadata": last["metadata"] | {"resourceVersion": str(version)}}
         entry = Entry(last, orjson.dumps(last), version)
         table.record(Change(version, "DELETED", entry, previous))
         return entry

@@ -16,6 +16,7 @@ import orjson
 from . import apply as ssa
 from . import errors, patches
 from .admission import Admission
+from .builtin_defaults import empty_object, owned_at_creation
 from .decode import now
 from .errors import ApiError, Json
 from .kinds import Kind
@@ -86,7 +87,7 @@ class Writer:
         meta = obj["metadata"]
         _check_namespace(kind, meta, namespace)
         if meta.get("resourceVersion"):
-            raise errors.bad_request("resourceVersion should not be set on objects to be created")
+            raise ApiError(500, "", "resourceVersion should not be set on objects to be created")
         if not meta.get("name") and meta.get("generateName"):
             meta["name"] = meta["generateName"][:58] + "".join(secrets.choice(_SUFFIX) for _ in range(5))
         return self._insert(kind, obj, options, tracked=None)
@@ -110,7 +111,10 @@ class Writer:
         obj = validate_object(kind, obj, None, self.admission)
         if tracked is None:
             owners = ssa.read_managed(given)
-            ssa.track_update(None, obj, owners, _manager(kind, options, "Update", ""), kind.node, now())
+            ssa.track_update(
+                None, obj, owners, _manager(kind, options, "Update", ""), kind.node, now(),
+                empty=empty_object(kind), tracked=owned_at_creation(kind, obj),
+            )  # fmt: skip
         elif tracked:
             obj["metadata"]["managedFields"] = tracked
         return self._store(kind, key, obj, None, options)
@@ -127,7 +131,7 @@ class Writer:
         _check_name(obj["metadata"], key[1])
         if kind.custom and not obj["metadata"].get("resourceVersion"):
             problem = errors.invalid("metadata.resourceVersion", 0, "must be specified for an update")
-            raise errors.unprocessable(kind.group, kind.kind, key[1], [problem])
+            raise errors.unprocessable(kind.group, kind.plural, key[1], [problem])
         return self._replace(kind, key, live, obj, sub, options, tracked=None)
 
     def patch(self, kind: Kind, key: Key, sub: str, form: str, body: Any, options: Options) -> Entry:
