@@ -11,6 +11,8 @@ from agenthive.settings import CircuitBreaker
 class Breaker:
     """Closed while Redis answers; open after ``failure_threshold`` failures in a row, when callers are refused at once.
 
+    Each connection has a row of its own: one restart of Redis breaks them all at once, and is one failure, not many.
+
     After ``reset_seconds`` one caller is let through as a probe; its success, or any other, closes the circuit.
     """
 
@@ -41,9 +43,14 @@ class Breaker:
         self._failures = 0
         self._opened_at = None
 
-    def failure(self, reason: str) -> None:
-        """Redis could not be reached or did not answer."""
-        self._failures += 1
+    def failure(self, reason: str, row: int | None = None) -> None:
+        """Redis could not be reached or did not answer; ``row`` is how often in a row on one connection.
+
+        Without it, the failures of all who do not count for themselves make one row.
+        """
+        if row is None:
+            self._failures += 1
+            row = self._failures
         self.reason = reason
-        if self._failures >= self._policy.failure_threshold:
+        if row >= self._policy.failure_threshold:
             self._opened_at = self._clock()

@@ -81,7 +81,7 @@ class Lane:
     def failed(self, error: Exception) -> None:
         """Count a failure, here and in the breaker."""
         self._failures += 1
-        self._breaker.failure(str(error))
+        self._breaker.failure(str(error), self._failures)
 
     def succeeded(self) -> None:
         """Redis answered."""

@@ -28,6 +28,16 @@ def test_opens_after_failures_in_a_row() -> None:
     assert breaker.reason == "refused 2"
 
 
+def test_connections_that_break_together_do_not_open_it() -> None:
+    breaker = Breaker(CircuitBreaker(failure_threshold=3), Clock())
+    for _ in range(20):
+        breaker.failure("restart", 1)
+        breaker.failure("restart", 2)
+    assert not breaker.open
+    breaker.failure("still away", 3)
+    assert breaker.open
+
+
 def test_a_success_in_between_starts_the_count_again() -> None:
     breaker = Breaker(CircuitBreaker(failure_threshold=2), Clock())
     for _ in range(5):

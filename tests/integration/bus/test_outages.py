@@ -1,0 +1,268 @@
+"""Redis that dies, comes back empty, refuses, or is not there."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import Counter
+
+import pytest
+import redis.asyncio
+
+from agenthive.bus import Bus, BusUnavailable, LeaseLost
+from agenthive.protocol import MessageDeliveryStatus
+from agenthive.settings import CircuitBreaker, HiveScope, Messaging, RedisPool
+
+
+async def handle(consumer, seen: Counter) -> None:
+    while True:
+        for delivery in await consumer.claim(20):
+            seen[delivery.message.body["n"]] += 1
+            consumer.ack(delivery).add_done_callback(lambda done: done.exception())
+
+
+async def test_nothing_accepted_is_lost_when_redis_is_killed(own_valkey, connect, consume, make, until) -> None:
+    bus = await connect(own_valkey.url, retry_delay_seconds=0.1)
+    await always_fsync(own_valkey)
+    seen = Counter()
+    workers = [asyncio.create_task(handle(await consume(on=bus), seen)) for _ in range(2)]
+    accepted: set[int] = set()
+
+    async def sender(start: int) -> None:
+        for n in range(start, start + 100):
+            await asyncio.sleep(0.01)
+            while n not in accepted:
+                try:
+                    await bus.send(make(n, message_id=f"message-{n}"))
+                    accepted.add(n)
+                except BusUnavailable:
+                    await asyncio.sleep(0.05)
+
+    senders = [asyncio.create_task(sender(start)) for start in range(0, 1000, 100)]
+    for quota in (200, 600):
+        await until(lambda quota=quota: len(accepted) > quota)
+        own_valkey.kill()
+        await asyncio.to_thread(own_valkey.start)
+        await always_fsync(own_valkey)
+    await asyncio.gather(*senders)
+    await until(lambda: set(seen) == set(range(1000)), 30)
+
+    async def drained() -> bool:
+        stats = await bus.queue("worker")
+        return stats.backlog + stats.in_flight + stats.delayed == 0
+
+    await until(drained)
+    for worker in workers:
+        worker.cancel()
+    await asyncio.gather(*workers, return_exceptions=True)
+    assert (await bus.queue("worker")).dead_letters == 0
+
+
+async def always_fsync(server) -> None:
+    """What a killed Redis may lose under ``everysec`` is its own affair, not the bus's."""
+    async with redis.asyncio.Redis.from_url(server.url, protocol=2) as raw:
+        await raw.config_set("appendfsync", "always")
+
+
+async def test_an_acknowledgement_survives_the_loss_of_its_answer(own_valkey, connect, consume, make) -> None:
+    bus = await connect(own_valkey.url)
+    consumer = await consume(on=bus)
+    message = make(1)
+    await bus.send(message)
+    (delivery,) = await consumer.claim(1)
+    own_valkey.kill()
+    acknowledging = consumer.ack(delivery)
+    await asyncio.sleep(0.1)
+    assert not acknowledging.done()
+    own_valkey.start()
+    async with asyncio.timeout(10):
+        await acknowledging
+    assert (await bus.find("worker", message.message_id)).status is MessageDeliveryStatus.DELIVERED
+
+
+@pytest.mark.parametrize("ending", ["ack", "fail", "reject", "release"])
+async def test_a_completion_repeated_after_a_lost_answer_is_no_lost_lease(bus, consume, make, ending) -> None:
+    """The server did it, the answer never came: the repetition must see that it was us."""
+    consumer = await consume()
+    await bus.send(make(1))
+    (delivery,) = await consumer.claim(1)
+    complete = {
+        "ack": lambda: consumer.ack(delivery),
+        "fail": lambda: consumer.fail(delivery, "x", retry_after=60),
+        "reject": lambda: consumer.reject(delivery, "x"),
+        "release": lambda: consumer._complete(delivery, "r"),
+    }[ending]
+    await complete()
+    command = consumer._command
+
+    def repetition(batch, wanted, token, again, pass_wake):
+        return command(batch, wanted, token, True, pass_wake)
+
+    consumer._command = repetition
+    await complete()
+    consumer._command = command
+    with pytest.raises(LeaseLost):
+        await complete()
+
+
+async def test_messages_of_a_claim_whose_answer_was_lost_are_handed_back(bus, consume, make) -> None:
+    consumer = await consume()
+    settle = consumer._settle_claim
+    lost = []
+
+    async def lose(claim, entries, wait, state) -> None:
+        if entries and not lost:
+            lost.append(claim)
+            consumer._lane.interrupt()
+            await consumer._reconnect(f"{consumer._nonce}.{consumer._calls}")
+            return
+        await settle(claim, entries, wait, state)
+
+    consumer._settle_claim = lose
+    await bus.send(make(1))
+    async with asyncio.timeout(5):
+        (delivery,) = await consumer.claim(1)
+    assert lost
+    assert delivery.attempt == 1, "it was never handled"
+    await consumer.ack(delivery)
+
+
+async def test_a_queue_that_vanished_is_made_anew(own_valkey, connect, consume, make, until) -> None:
+    bus = await connect(own_valkey.url)
+    consumer = await consume(on=bus)
+    await bus.send(make(1))
+    (held,) = await consumer.claim(1)
+    async with redis.asyncio.Redis.from_url(own_valkey.url, protocol=2) as raw:
+        await raw.flushall()
+        await raw.function_flush()
+    with pytest.raises(LeaseLost):
+        await consumer.ack(held)
+    claim = asyncio.create_task(consumer.claim(1))
+    await bus.send(make(2))
+    async with asyncio.timeout(10):
+        (delivery,) = await claim
+    assert delivery.message.body == {"n": 2}
+    await consumer.ack(delivery)
+    assert await bus.agents() == ["worker"]
+
+
+async def test_while_redis_is_down_senders_fail_fast_and_recover(own_valkey, scope, make, until) -> None:
+    pool = RedisPool(circuit_breaker=CircuitBreaker(failure_threshold=3, reset_seconds=0.3))
+    bus = await Bus.connect(own_valkey.url, scope, pool=pool)
+    try:
+        await bus.send(make(1))
+        own_valkey.kill()
+        with pytest.raises(BusUnavailable, match="cannot be reached"):
+            await bus.send(make(2))
+        assert not bus.available
+        started = asyncio.get_running_loop().time()
+        with pytest.raises(BusUnavailable, match="is down"):
+            await bus.send(make(3))
+        with pytest.raises(BusUnavailable, match="is down"):
+            await bus.queue("worker")
+        assert asyncio.get_running_loop().time() - started < 0.1
+        own_valkey.start()
+
+        async def sent() -> bool:
+            try:
+                await bus.send(make(4))
+            except BusUnavailable:
+                return False
+            return True
+
+        await until(sent)
+        assert bus.available
+        assert (await bus.queue("worker")).backlog == 2
+    finally:
+        await bus.aclose()
+
+
+async def test_a_short_outage_is_no_error_for_a_sender(own_valkey, connect, make) -> None:
+    bus = await connect(own_valkey.url)
+    await bus.send(make(1))
+    own_valkey.kill()
+    sending = asyncio.create_task(bus.send(make(2)))
+    await asyncio.to_thread(own_valkey.start)
+    await sending
+    assert (await bus.queue("worker")).backlog == 2
+
+
+async def test_a_full_redis_refuses_senders_and_can_be_drained(own_valkey, connect, consume, make, claim_all) -> None:
+    bus = await connect(own_valkey.url)
+    consumer = await consume(on=bus)
+    for n in range(20):
+        await bus.send(make(n))
+    async with redis.asyncio.Redis.from_url(own_valkey.url, protocol=2) as raw:
+        await raw.config_set("maxmemory", 1)
+    with pytest.raises(BusUnavailable, match="OOM"):
+        await bus.send(make(21))
+    for n, delivery in enumerate(await claim_all(consumer, 20)):
+        if n % 2:
+            await consumer.ack(delivery)
+        else:
+            await consumer.reject(delivery, "x")
+    assert (await bus.queue("worker")).backlog == 0
+
+
+async def test_no_server() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"redis://127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(BusUnavailable, match=r"Redis at redis://127\.0\.0\.1:\d+/0 cannot be reached"):
+            await Bus.connect(url, HiveScope())
+
+
+async def test_a_wrong_password_is_named_without_showing_it(redis_url) -> None:
+    wrong = redis_url.replace("redis://:", "redis://:wrong")
+    with pytest.raises(BusUnavailable, match="refuses the user name or password") as caught:
+        await Bus.connect(wrong, HiveScope())
+    assert "wrong" not in str(caught.value).replace("WRONGPASS", "")
+
+
+async def test_something_that_is_not_redis() -> None:
+    async def greet(reader, writer) -> None:
+        await reader.read(100)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(greet, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(BusUnavailable, match="does not speak the Redis protocol"):
+            await Bus.connect(f"redis://127.0.0.1:{port}", HiveScope())
+
+
+async def test_a_server_that_is_silent() -> None:
+    hold = asyncio.Event()
+
+    async def ignore(reader, writer) -> None:
+        await hold.wait()
+        writer.close()
+
+    server = await asyncio.start_server(ignore, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        pool = RedisPool(connect_timeout_seconds=0.1, socket_timeout_seconds=0.1)
+        with pytest.raises(BusUnavailable, match="no answer within"):
+            await Bus.connect(f"redis://127.0.0.1:{port}", HiveScope(), pool=pool)
+        hold.set()
+
+
+async def test_an_old_server_is_refused() -> None:
+    replies = {b"PING": b"+PONG\r\n", b"CLIENT": b"+OK\r\n"}
+    info = b"# Server\r\nredis_version:6.2.7\r\n"
+
+    async def serve(reader, writer) -> None:
+        while line := await reader.readline():
+            words = []
+            for _ in range(int(line[1:])):
+                size = int((await reader.readline())[1:])
+                words.append((await reader.readexactly(size + 2))[:-2])
+            writer.write(replies.get(words[0], b"$%d\r\n%s\r\n" % (len(info), info)))
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(BusUnavailable, match=r"is version 6\.2\.7; the bus needs Redis 7\.0"):
+            await Bus.connect(f"redis://127.0.0.1:{port}", HiveScope(), messaging=Messaging())

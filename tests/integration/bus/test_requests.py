@@ -1,0 +1,171 @@
+"""Asking and answering."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+
+from agenthive.bus import BusUnavailable, RequestFailed, RequestTimeout
+from agenthive.protocol import MessageDeliveryStatus
+
+
+@contextlib.asynccontextmanager
+async def answering(consumer, answer):
+    """Handles every message with ``answer(delivery)`` while the block runs."""
+
+    async def loop() -> None:
+        while True:
+            for delivery in await consumer.claim(100):
+                await answer(delivery)
+
+    task = asyncio.create_task(loop())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_request_returns_the_reply(bus, consume, make) -> None:
+    consumer = await consume()
+
+    async def double(delivery) -> None:
+        await consumer.ack(delivery, delivery.message.reply({"double": delivery.message.body["n"] * 2}))
+
+    request = make(21)
+    async with answering(consumer, double):
+        reply = await bus.request(request, 5)
+    assert reply.body == {"result": {"double": 42}}
+    assert (reply.message_type, reply.correlation_id) == ("reply", request.message_id)
+    assert (reply.from_agent, reply.to_agent) == ("worker", "tester")
+
+
+async def test_many_requests_share_one_reader(bus, consume, make) -> None:
+    consumer = await consume()
+
+    async def echo(delivery) -> None:
+        consumer.ack(delivery, delivery.message.reply(delivery.message.body))
+
+    async with answering(consumer, echo):
+        replies = await asyncio.gather(*(bus.request(make(n), 20) for n in range(1500)))
+    assert [reply.body["result"]["n"] for reply in replies] == list(range(1500))
+    assert bus._replies._waiting == {}
+
+
+async def test_a_reply_goes_to_the_process_that_asked(connect, consume, make) -> None:
+    first, second = await connect(), await connect()
+    consumer = await consume(on=first)
+
+    async def echo(delivery) -> None:
+        await consumer.ack(delivery, delivery.message.reply(delivery.message.body))
+
+    async with answering(consumer, echo):
+        one, two = await asyncio.gather(first.request(make(1), 5), second.request(make(2), 5))
+    assert (one.body, two.body) == ({"result": {"n": 1}}, {"result": {"n": 2}})
+
+
+async def test_no_reply_in_time_says_where_the_request_stands(bus, consume, make) -> None:
+    with pytest.raises(RequestTimeout, match=r"worker did not reply to t within 0\.1 s; it is pending") as caught:
+        await bus.request(make(), 0.1)
+    assert caught.value.status.status is MessageDeliveryStatus.PENDING
+    assert isinstance(caught.value, TimeoutError)
+    assert bus._replies._waiting == {}
+    with pytest.raises(ValueError, match="greater than 0"):
+        await bus.request(make(), 0)
+
+
+async def test_a_request_expires_with_its_timeout(bus, consume, make) -> None:
+    request = make()
+    with pytest.raises(RequestTimeout):
+        await bus.request(request, 0.05)
+    consumer = await consume()
+    await bus.send(make(7))
+    (delivery,) = await consumer.claim(5)
+    assert delivery.message.body == {"n": 7}, "nobody waits for the request any more, so nobody handles it"
+    assert (await bus.status("worker", request.message_id)).status is MessageDeliveryStatus.EXPIRED
+
+
+async def test_whoever_asked_learns_of_the_final_failure(connect, consume, make) -> None:
+    bus = await connect(max_retries=1, retry_delay_seconds=0.01)
+    consumer = await consume(on=bus)
+    attempts = []
+
+    async def fail(delivery) -> None:
+        attempts.append(delivery.attempt)
+        await consumer.fail(delivery, "division by zero")
+
+    async with answering(consumer, fail):
+        with pytest.raises(RequestFailed, match="failed: division by zero") as caught:
+            await bus.request(make(), 10)
+    assert attempts == [1, 2]
+    assert caught.value.error == "failed: division by zero"
+
+
+async def test_whoever_asked_learns_of_a_rejection(bus, consume, make) -> None:
+    consumer = await consume()
+
+    async def reject(delivery) -> None:
+        await consumer.reject(delivery, "unknown type t")
+
+    async with answering(consumer, reject):
+        with pytest.raises(RequestFailed, match="rejected: unknown type t"):
+            await bus.request(make(), 10)
+
+
+@pytest.mark.parametrize("outcome", ["reply", "fail", "reject"])
+async def test_requests_that_are_acknowledged_when_claimed(bus, consume, make, outcome) -> None:
+    consumer = await consume()
+
+    async def answer(delivery) -> None:
+        if outcome == "reply":
+            await consumer.ack(delivery, delivery.message.reply({"ok": True}))
+        elif outcome == "fail":
+            await consumer.fail(delivery, "no luck")
+        else:
+            await consumer.reject(delivery, "no luck")
+
+    request = make(delivery_options={"require_ack": False})
+    async with answering(consumer, answer):
+        if outcome == "reply":
+            assert (await bus.request(request, 5)).body == {"result": {"ok": True}}
+        else:
+            with pytest.raises(RequestFailed, match="no luck"):
+                await bus.request(request, 5)
+
+
+async def test_a_reply_to_nobody_is_dropped_and_ends_by_itself(bus, consume, make, scope, raw) -> None:
+    consumer = await consume()
+    asked = make(1, reply_to="@0123456789abcdef", ttl=30)
+    await bus.send(asked)
+    (delivery,) = await consumer.claim(1)
+    await consumer.ack(delivery, delivery.message.reply({}))
+    key = f"{scope.key_prefix('worker')}r:{asked.message_id}"
+    assert 0 < await raw.pttl(key) <= 30_000
+    await bus.send(make(2))
+    (delivery,) = await consumer.claim(1)
+    await consumer.ack(delivery, delivery.message.reply({}))  # was no request
+
+
+async def test_a_reply_whose_word_was_lost_is_found(bus, consume, make, raw) -> None:
+    consumer = await consume()
+
+    async def cut_and_reply(delivery) -> None:
+        bus._replies._listening_lane.interrupt()
+        await consumer.ack(delivery, delivery.message.reply({"late": True}))
+
+    async with answering(consumer, cut_and_reply):
+        reply = await bus.request(make(), 10)
+    assert reply.body == {"result": {"late": True}}
+
+
+async def test_closing_the_bus_ends_what_waits(connect, make, until) -> None:
+    bus = await connect()
+    waiting = asyncio.create_task(bus.request(make(), 30))
+    await until(lambda: bus._replies._waiting)
+    await bus.aclose()
+    with pytest.raises(BusUnavailable, match="closed"):
+        await waiting
+    with pytest.raises(BusUnavailable, match="closed"):
+        await bus.send(make())
