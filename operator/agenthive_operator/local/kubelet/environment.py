@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -184,7 +185,7 @@ def resource_field(container: Obj, reference: Obj) -> str:
         )
     amount = ((container.get("resources") or {}).get(side) or {}).get(name, "0")
     divisor = quantity(str(reference.get("divisor") or "1")) or Decimal(1)
-    return str(-(-quantity(str(amount)) // divisor))
+    return str(math.ceil(quantity(str(amount)) / divisor))
 
 
 def quantity(text: str) -> Decimal:
