@@ -147,20 +147,26 @@ def check(obj: Json, schema: Schema, old: Json | None) -> list[FieldError]:
             ``optionalOldSelf``; the others are not evaluated where nothing changed.
     """
     found: list[FieldError] = []
-    _walk(obj, schema, "", _ABSENT if old is None else old, found)
+    _walk(_at_root(obj), schema, "", _ABSENT if old is None else _at_root(old), found)
     return found
+
+
+def _at_root(obj: Json) -> Json:
+    """A whole object as rules see it: of metadata, the names only."""
+    meta = {key: obj["metadata"][key] for key in ("name", "generateName") if key in obj["metadata"]}
+    return {**obj, "metadata": meta}
 
 
 def _walk(value: Any, schema: Schema, path: str, old: Any, found: list[FieldError]) -> None:
     if not schema.has_rules or value is None:
         return
     unchanged = old is not _ABSENT and old == value
-    for rule in schema.rules:
-        if unchanged and not is_transition(rule.rule):
-            continue
-        problem = _evaluate(value, schema, rule, path, old)
-        if problem is not None:
-            found.append(problem)
+    rules = [rule for rule in schema.rules if _applies(rule, old, unchanged=unchanged)]
+    if rules:
+        # Once for all rules here: handing values to the engine costs more than most rules.
+        _SHARED.add_variable("self", _names(value, schema))
+        before_names = None if old is _ABSENT else _names(old, schema)
+        found += [problem for rule in rules if (problem := _evaluate(value, rule, path, old, before_names))]
     if isinstance(value, dict):
         before = old if isinstance(old, dict) else {}
         for name, below in value.items():
@@ -179,14 +185,19 @@ def _walk(value: Any, schema: Schema, path: str, old: Any, found: list[FieldErro
             _walk(item, schema.items, f"{path}[{index}]", was, found)
 
 
-def _evaluate(value: Any, schema: Schema, rule: Rule, path: str, old: Any) -> FieldError | None:
-    transition = is_transition(rule.rule)
-    if transition and old is _ABSENT and not rule.optional_old_self:
-        return None
+def _applies(rule: Rule, old: Any, *, unchanged: bool) -> bool:
+    if not is_transition(rule.rule):
+        return not unchanged
+    return old is not _ABSENT or rule.optional_old_self
+
+
+def _evaluate(value: Any, rule: Rule, path: str, old: Any, old_names: Any) -> FieldError | None:
+    """One rule; ``self`` is set already."""
     context = _SHARED
-    context.add_variable("self", _names(value, schema))
-    if transition:
-        context.add_variable("oldSelf", _old_value(old, schema, rule))
+    if rule.optional_old_self:
+        context.add_variable("oldSelf", cel.OptionalValue.none() if old is _ABSENT else cel.OptionalValue.of(old_names))
+    elif is_transition(rule.rule):
+        context.add_variable("oldSelf", old_names)
     where = _location(path, rule)
     try:
         if program(rule.rule).execute(context) is True:
@@ -195,12 +206,6 @@ def _evaluate(value: Any, schema: Schema, rule: Rule, path: str, old: Any) -> Fi
         text = f"{rule.message or 'failed rule: ' + rule.rule}: rule could not be evaluated: {error}"
         return _invalid(where, value, text)
     return _failure(value, rule, where, context)
-
-
-def _old_value(old: Any, schema: Schema, rule: Rule) -> Any:
-    if rule.optional_old_self:
-        return cel.OptionalValue.none() if old is _ABSENT else cel.OptionalValue.of(_names(old, schema))
-    return _names(old, schema)
 
 
 def _location(path: str, rule: Rule) -> str:

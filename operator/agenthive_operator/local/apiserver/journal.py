@@ -36,6 +36,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.size = 0
+        self.compacted = 0
         self._file: int | None = None
 
     def load(self) -> Iterator[Json]:
@@ -68,7 +69,7 @@ class Journal:
             os.fsync(stream.fileno())
         fresh.replace(self.path)
         self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
-        self.size = self.path.stat().st_size
+        self.size = self.compacted = self.path.stat().st_size
 
     def append(self, change: bytes) -> None:
         """Write one change; ``change`` ends with a newline.

@@ -57,7 +57,7 @@ class ApiServer:
             OSError: The address is taken.
         """
         server = web.Server(self.api.handle, client_max_size=MAX_BODY)
-        self._runner = web.ServerRunner(server, shutdown_timeout=0.5)
+        self._runner = web.ServerRunner(server, shutdown_timeout=0.5, access_log=None)
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port, ssl_context=self.tls.server_context(), backlog=1024)
         try:

@@ -180,9 +180,8 @@ class Store:
     def _write(self, line: bytes) -> None:
         if self._journal is None:
             return
-        live = sum(len(resource.objects) for resource in self.resources.values())
         # Rewriting costs as much as what is alive: only when most of a large file is history.
-        if self._journal.size > COMPACT_BYTES and self._journal.size > 20_000 * live:
+        if self._journal.size > max(COMPACT_BYTES, 4 * self._journal.compacted):
             self.compact()
         self._journal.append(line)
 
