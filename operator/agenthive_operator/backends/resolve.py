@@ -1,7 +1,9 @@
 """Service names to addresses, for an operator (or a person) outside of the cluster's DNS.
 
 ``redis://demo-redis.default.svc:6379/0`` becomes ``redis://127.0.0.5:6379/0``: the address of a ready endpoint, read
-from the API. Inside a cluster nothing is resolved here: DNS does it.
+from the API. Where pods live on loopback addresses, as in the local mode, a real API server refuses EndpointSlices
+for them; then the ready pods that the Service selects are asked. Inside a cluster nothing is resolved here: DNS does
+it.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
-from agenthive_operator.backends.kube import ENDPOINT_SLICE, Kube
+from agenthive_operator.backends.kube import ENDPOINT_SLICE, POD, SERVICE, Kube
 
 SUFFIXES: Final = (".svc", ".svc.cluster.local")
 SERVICE_LABEL: Final = "kubernetes.io/service-name"
@@ -37,10 +39,22 @@ class Resolver:
         name, namespace = service
         # rbac: discovery.k8s.io/endpointslices list
         slices, _ = await self._kube.list(ENDPOINT_SLICE, namespace, labels=f"{SERVICE_LABEL}={name}")
-        found = ready_endpoint(slices)
+        found = ready_endpoint(slices) or await self._ready_pod(name, namespace)
         if found is None:
             raise NoEndpointError(f"Service {namespace}/{name} has no ready endpoint")
         return with_address(url, *found)
+
+    async def _ready_pod(self, name: str, namespace: str) -> tuple[str, None] | None:
+        # rbac: core/services get
+        # rbac: core/pods list
+        service = await self._kube.get(SERVICE, namespace, name)
+        selector = (service or {}).get("spec", {}).get("selector")
+        if not selector:
+            return None
+        labels = ",".join(f"{key}={value}" for key, value in sorted(selector.items()))
+        pods, _ = await self._kube.list(POD, namespace, labels=labels)
+        address = ready_address(pods)
+        return (address, None) if address else None
 
 
 def service_of(url: str) -> tuple[str, str] | None:
@@ -65,6 +79,16 @@ def ready_endpoint(slices: list[dict[str, Any]]) -> tuple[str, int | None] | Non
             ready = (endpoint.get("conditions") or {}).get("ready")
             if ready is not False and endpoint.get("addresses"):
                 return str(endpoint["addresses"][0]), port
+    return None
+
+
+def ready_address(pods: list[dict[str, Any]]) -> str | None:
+    """The address of a pod that is ready and not on its way out. Pure."""
+    for pod in pods:
+        status = pod.get("status") or {}
+        ready = any(entry["type"] == "Ready" and entry["status"] == "True" for entry in status.get("conditions") or ())
+        if ready and status.get("podIP") and not pod["metadata"].get("deletionTimestamp"):
+            return str(status["podIP"])
     return None
 
 

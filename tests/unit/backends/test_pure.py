@@ -13,7 +13,7 @@ from agenthive.store.errors import InvalidValue, StoreAuthError, StorePermission
 from agenthive_operator.backends import kube, postgres, redis
 from agenthive_operator.backends.events import event_body, event_name
 from agenthive_operator.backends.reports import endpoint_of, without_secret
-from agenthive_operator.backends.resolve import ready_endpoint, service_of, with_address
+from agenthive_operator.backends.resolve import ready_address, ready_endpoint, service_of, with_address
 
 
 @pytest.mark.parametrize(
@@ -118,6 +118,25 @@ def slices(*endpoints: dict[str, Any], ports: tuple[int, ...] = (6379,)) -> list
 )
 def test_ready_endpoint(found: list[dict[str, Any]], expected: tuple[str, int | None] | None) -> None:
     assert ready_endpoint(found) == expected
+
+
+def pod(ready: str = "True", address: str = "127.0.0.9", **metadata: str) -> dict[str, Any]:
+    return {"metadata": metadata, "status": {"podIP": address, "conditions": [{"type": "Ready", "status": ready}]}}
+
+
+@pytest.mark.parametrize(
+    ("pods", "expected"),
+    [
+        ([], None),
+        ([{"metadata": {}}], None),
+        ([pod("False")], None),
+        ([pod(address="")], None),
+        ([pod(deletionTimestamp="x")], None),
+        ([pod("False"), pod()], "127.0.0.9"),
+    ],
+)
+def test_ready_address(pods: list[dict[str, Any]], expected: str | None) -> None:
+    assert ready_address(pods) == expected
 
 
 @pytest.mark.parametrize(
