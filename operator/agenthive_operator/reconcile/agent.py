@@ -25,6 +25,7 @@ from agenthive_operator.reconcile.conditions import (
     agent_conditions,
     pod_failure,
     rollout_of,
+    sooner,
 )
 from agenthive_operator.reconcile.context import Context, HiveState
 from agenthive_operator.reconcile.status import (
@@ -76,7 +77,8 @@ class AgentReconciler:
         if view.facts.exists and view.state is None and is_known(live):
             return None  # the hive has not been looked at since the start, and will call us when it has
         problem = await self._bring_about(key, agent, view)
-        return await self._tell(key, live, agent, view.facts, problem)
+        again = await self._tell(key, live, agent, view.facts, problem)
+        return sooner(again, problem)
 
     # ---- steps
 
@@ -115,8 +117,7 @@ class AgentReconciler:
         self._context.references.register(key, [Reference(p.kind, key.namespace, p.name) for p in pointers])
         if hive is None or state is None:
             return None
-        deployment = await self._context.children.live("Deployment", key.namespace, key.name)
-        if deployment is None and (not state.ready or state.deleting):
+        if not state.ready and await self._context.children.live("Deployment", key.namespace, key.name) is None:
             return None  # the first start waits for the hive; a running agent is left running
         digests = await self._digests(key, pointers)
         code = code_reference(agent)
@@ -152,6 +153,8 @@ class AgentReconciler:
 
         So a bad new value in a hive's Secret, or a server that is down, changes nothing for running pods.
         """
+        if state.redis_url and state.postgres_url:
+            return state.redis_url, state.postgres_url
         secret = await self._context.children.live("Secret", key.namespace, agent_secret_name(key.name))
         known = secret_data(secret) if secret is not None and is_labelled(secret) else {}
         redis = state.redis_url or known.get("AGENTHIVE_REDIS_URL")

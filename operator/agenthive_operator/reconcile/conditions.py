@@ -167,6 +167,17 @@ REASONS: Final[Mapping[str, Mapping[str, Mapping[str, str]]]] = {
 }
 
 
+BLOCKED_SECONDS: Final = 15.0
+"""No event tells that a foreign object went away or that a quota has room: look again this often."""
+
+
+def sooner(again: float | None, problem: Problem | None) -> float | None:
+    """When to look again: what was asked for already, or sooner where only looking can find a problem gone."""
+    if problem is None or problem.reason not in {"NameConflict", "ApplyRejected"}:
+        return again
+    return min(again, BLOCKED_SECONDS) if again is not None else BLOCKED_SECONDS
+
+
 # ---- AgentHive
 
 

@@ -21,7 +21,14 @@ from agenthive_operator.plan.names import HIVE_LABEL, server_name
 from agenthive_operator.plan.references import hive_references
 from agenthive_operator.reconcile.cache import Key
 from agenthive_operator.reconcile.children import is_labelled
-from agenthive_operator.reconcile.conditions import HiveInput, Problem, Verdict, hive_conditions, stores_ready
+from agenthive_operator.reconcile.conditions import (
+    HiveInput,
+    Problem,
+    Verdict,
+    hive_conditions,
+    sooner,
+    stores_ready,
+)
 from agenthive_operator.reconcile.context import Context, HiveState
 from agenthive_operator.reconcile.deletion import HiveDeletion, ensure_finalizer
 from agenthive_operator.reconcile.status import FigureGate, hive_status, is_true, merge_conditions, only_ready
@@ -73,7 +80,7 @@ class HiveReconciler:
         verdicts = hive_conditions(seen)
         again = await self._tell(key, live, hive, verdicts, seen, figures)
         self._tell_agents(key, hive, verdicts, redis, postgres, seen)
-        return again
+        return sooner(again, problem)
 
     # ---- steps
 

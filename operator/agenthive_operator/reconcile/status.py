@@ -142,7 +142,12 @@ class FigureGate:
     """When figures were last let through, seconds of a monotonic clock."""
 
     def choose(self, before: Object, after: Object, now: float) -> tuple[Object, float | None]:
-        """The figures to write now, and the seconds after which to look again if some are being held back."""
+        """The figures to write now, and the seconds after which to look again if some are being held back.
+
+        The first figures of an object go with its first status and do not hold back the next.
+        """
+        if not before:
+            return after, None
         if not material(before, after):
             return before, None
         if self.written is not None and now - self.written < FIGURES_SECONDS:

@@ -120,8 +120,9 @@ class Stores:
             try:
                 return await queues.figures(dialled, scope, agents)
             except (BusUnavailable, RedisError, OSError, TimeoutError) as error:
-                # RedisReady tells it; the figures stay what they were.
+                # RedisReady is to tell it, soon; the figures stay what they were.
                 logger.info("figures of %s: %s", key, error)
+                self._context.redis.poke(key)
                 return monitor.latest(key) or {}
 
         return monitor.watch(key, (url, scope), check)

@@ -213,3 +213,18 @@ def test_a_long_message_is_cut() -> None:
     found = pod_failure([pod(containerStatuses=[container(ended)])])
     assert found is not None
     assert len(found.message) == conditions.MESSAGE_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("again", "problem", "expected"),
+    [
+        (None, None, None),
+        (5.0, None, 5.0),
+        (None, Problem("CodeMissing", "x"), None),
+        (None, Problem("NameConflict", "x"), conditions.BLOCKED_SECONDS),
+        (5.0, Problem("ApplyRejected", "x"), 5.0),
+        (50.0, Problem("ApplyRejected", "x"), conditions.BLOCKED_SECONDS),
+    ],
+)
+def test_sooner(again: float | None, problem: Problem | None, expected: float | None) -> None:
+    assert conditions.sooner(again, problem) == expected

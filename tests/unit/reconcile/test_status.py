@@ -106,6 +106,7 @@ def test_material(before: dict[str, Any], after: dict[str, Any], expected: bool)
 
 def test_figures_pass_at_most_every_thirty_seconds() -> None:
     gate = status.FigureGate()
+    assert gate.choose({}, {"backlog": 0}, now=99) == ({"backlog": 0}, None), "the first are free"
     assert gate.choose({"backlog": 0}, {"backlog": 5}, now=100) == ({"backlog": 5}, None)
     assert gate.choose({"backlog": 5}, {"backlog": 9}, now=110) == ({"backlog": 5}, 20)
     assert gate.choose({"backlog": 5}, {"backlog": 5}, now=115) == ({"backlog": 5}, None)
