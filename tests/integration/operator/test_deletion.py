@@ -1,0 +1,173 @@
+"""The end of hives and agents: in order, within a deadline, and leaving what was asked to stay."""
+
+from __future__ import annotations
+
+import asyncpg
+import pytest
+from redis import asyncio as aioredis
+
+from agenthive.settings import HiveScope
+from agenthive.store import schema_name
+from agenthive_operator.plan.names import FINALIZER
+from agenthive_operator.reconcile.context import Options
+
+from .conftest import Cluster, running_operator
+
+
+async def has_finalizer(cluster: Cluster, hive: str) -> bool:
+    return FINALIZER in ((await cluster.need("AgentHive", hive))["metadata"].get("finalizers") or [])
+
+
+@pytest.mark.usefixtures("operator")
+async def test_a_hive_without_agents_and_outside_state_has_no_finalizer(
+    cluster: Cluster, redis_url: str, postgres_url: str
+) -> None:
+    await cluster.external_hive("demo", redis_url, postgres_url)
+    await cluster.condition("AgentHive", "demo", "Ready", "True")
+    assert not await has_finalizer(cluster, "demo")
+    await cluster.delete("AgentHive", "demo")
+    await cluster.gone("AgentHive", "demo")
+
+
+@pytest.mark.usefixtures("operator")
+async def test_the_finalizer_comes_and_goes_with_the_agents(
+    cluster: Cluster, redis_url: str, postgres_url: str
+) -> None:
+    await cluster.external_hive("demo", redis_url, postgres_url)
+    await cluster.agent("greeter", "demo")
+    await cluster.until("it is set", lambda: has_finalizer(cluster, "demo"))
+    await cluster.delete("Agent", "greeter")
+    await cluster.gone("Agent", "greeter")
+
+    async def released() -> bool:
+        return not await has_finalizer(cluster, "demo")
+
+    await cluster.until("it is taken off", released)
+
+
+@pytest.mark.usefixtures("operator")
+async def test_agents_drain_before_their_hive_goes(cluster: Cluster, redis_url: str, postgres_url: str) -> None:
+    await cluster.external_hive("demo", redis_url, postgres_url)
+    await cluster.agent("greeter", "demo", replicas=2)
+    await cluster.pods_ready("greeter")
+    await cluster.until("the finalizer is set", lambda: has_finalizer(cluster, "demo"))
+    await cluster.delete("AgentHive", "demo")
+
+    async def scaled_down() -> bool:
+        return bool((await cluster.need("Deployment", "greeter"))["spec"]["replicas"] == 0)
+
+    await cluster.until("the agent is scaled to zero", scaled_down)
+    told = await cluster.condition("AgentHive", "demo", "Ready", "False", "Deleting")
+    assert "greeter" in told["message"]
+    await cluster.condition("Agent", "greeter", "HiveReady", "False", "HiveDeleting")
+    assert await cluster.get("AgentHive", "demo") is not None, "pods still run"
+    await cluster.pods_ready("greeter")  # the Deployment reports zero pods
+    await cluster.gone("AgentHive", "demo")
+    await cluster.condition("Agent", "greeter", "Ready", "False", "HiveMissing")
+
+
+async def test_pods_that_never_stop_do_not_hold_a_hive_for_ever(
+    cluster: Cluster, options: Options, redis_url: str, postgres_url: str
+) -> None:
+    async with running_operator(options):
+        await cluster.external_hive("demo", redis_url, postgres_url)
+        await cluster.agent("greeter", "demo", drainSeconds=1)
+        await cluster.pods_ready("greeter")
+        await cluster.until("the finalizer is set", lambda: has_finalizer(cluster, "demo"))
+        await cluster.delete("AgentHive", "demo")
+        await cluster.gone("AgentHive", "demo")
+
+        async def told() -> bool:
+            return any(
+                event["reason"] == "CleanupAbandoned" and "greeter" in event["message"]
+                for event in await cluster.list("Event")
+            )
+
+        await cluster.until("an Event says what was left", told)
+
+
+@pytest.mark.usefixtures("operator")
+async def test_deletion_policy_delete_removes_what_lies_in_external_servers(
+    cluster: Cluster, redis_url: str, postgres_url: str
+) -> None:
+    await cluster.external_hive("demo", redis_url, postgres_url, deletionPolicy="Delete")
+    await cluster.external_hive("demo2", redis_url, postgres_url)
+    await cluster.condition("AgentHive", "demo", "Ready", "True")
+    await cluster.condition("AgentHive", "demo2", "Ready", "True")
+    mine, other = [
+        HiveScope(
+            instance=(await cluster.need("AgentHive", name))["status"]["instanceId"],
+            namespace=cluster.namespace,
+            hive=name,
+        )
+        for name in ("demo", "demo2")
+    ]
+    client = aioredis.Redis.from_url(redis_url)
+    connection = await asyncpg.connect(postgres_url)
+    try:
+        for scope in (mine, other):
+            await client.set(scope.key_prefix("greeter") + "x", 1)
+            await client.set(scope.hive_prefix + "x", 1)
+        await cluster.delete("AgentHive", "demo")
+        await cluster.gone("AgentHive", "demo")
+        assert await client.exists(mine.key_prefix("greeter") + "x", mine.hive_prefix + "x") == 0
+        assert await client.exists(other.key_prefix("greeter") + "x", other.hive_prefix + "x") == 2
+        assert await connection.fetchval("SELECT to_regnamespace($1) IS NULL", schema_name(mine))
+        assert await connection.fetchval("SELECT to_regnamespace($1) IS NOT NULL", schema_name(other))
+        await client.delete(other.key_prefix("greeter") + "x", other.hive_prefix + "x")
+    finally:
+        await connection.close()
+        await client.aclose()
+
+
+@pytest.mark.usefixtures("operator")
+async def test_a_server_that_is_down_does_not_hold_a_hive_for_ever(
+    cluster: Cluster, redis_url: str, postgres_url: str
+) -> None:
+    await cluster.external_hive("demo", "redis://:secret-word@127.0.0.1:1/0", postgres_url, deletionPolicy="Delete")
+    await cluster.condition("AgentHive", "demo", "PostgresReady", "True")
+    await cluster.until("the finalizer is set", lambda: has_finalizer(cluster, "demo"))
+    await cluster.delete("AgentHive", "demo")
+    await cluster.gone("AgentHive", "demo")
+
+    async def told() -> str:
+        return next(
+            (event["message"] for event in await cluster.list("Event") if event["reason"] == "CleanupAbandoned"), ""
+        )
+
+    message = await cluster.until("an Event says what was left", told)
+    assert "redis was not cleaned" in message
+    assert "secret-word" not in message
+
+
+async def test_a_hive_deleted_while_no_operator_runs_goes_when_one_starts(
+    cluster: Cluster, options: Options, redis_url: str, postgres_url: str
+) -> None:
+    async with running_operator(options):
+        await cluster.external_hive("demo", redis_url, postgres_url, deletionPolicy="Delete")
+        await cluster.until("the finalizer is set", lambda: has_finalizer(cluster, "demo"))
+        await cluster.condition("AgentHive", "demo", "Ready", "True")
+    await cluster.delete("AgentHive", "demo")
+    assert await cluster.get("AgentHive", "demo") is not None
+    async with running_operator(options):
+        await cluster.gone("AgentHive", "demo")
+
+
+@pytest.mark.usefixtures("operator")
+async def test_an_admin_secret_that_stays_is_adopted_by_a_hive_of_the_same_name(cluster: Cluster) -> None:
+    await cluster.create("AgentHive", "demo")
+    await cluster.condition("AgentHive", "demo", "RedisReady", "False", "Starting")
+    before = await cluster.need("Secret", "demo-postgres")
+    assert not before["metadata"].get("ownerReferences"), "Retain: it does not go with the hive"
+    await cluster.delete("AgentHive", "demo")
+    await cluster.gone("AgentHive", "demo")
+    assert await cluster.get("Secret", "demo-postgres") is not None
+    await cluster.create("AgentHive", "demo", spec={"deletionPolicy": "Delete"})
+    hive = await cluster.need("AgentHive", "demo")
+
+    async def adopted() -> bool:
+        owners = (await cluster.need("Secret", "demo-postgres"))["metadata"].get("ownerReferences") or []
+        return [owner["uid"] for owner in owners] == [hive["metadata"]["uid"]]
+
+    await cluster.until("the new hive owns it", adopted)
+    assert (await cluster.need("Secret", "demo-postgres"))["data"] == before["data"]

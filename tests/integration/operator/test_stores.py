@@ -1,0 +1,300 @@
+"""Stores that move, fail, lie or are the operator's own; and what that means for agents that run."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agenthive.bus import Bus
+from agenthive.protocol import AgentMessage
+from agenthive.settings import HiveScope
+from agenthive_operator.backends import connections
+from agenthive_operator.backends.connections import HiveLookupError, hive_settings
+from agenthive_operator.backends.kube import Kube
+from agenthive_operator.backends.resolve import NoEndpointError, Resolver
+from agenthive_operator.local import servers
+from agenthive_operator.reconcile.context import Options
+
+from .conftest import Cluster, running_operator
+
+
+def encoded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+def url_in(secret: dict[str, Any]) -> str:
+    return base64.b64decode(secret["data"]["AGENTHIVE_REDIS_URL"]).decode()
+
+
+@pytest.mark.usefixtures("operator")
+@pytest.mark.parametrize(
+    ("server", "change", "condition", "reason", "words"),
+    [
+        ("redis", lambda url: "redis://:pw@127.0.0.1:1/0", "RedisReady", "Unreachable", "127.0.0.1:1"),
+        ("redis", lambda url: url.replace(url.split("@")[0], "redis://:wrong"), "RedisReady", "AuthenticationFailed",
+         "refuses the login"),
+        ("redis", lambda url: "http://nonsense", "RedisReady", "InvalidURL", "redis://"),
+        ("postgres", lambda url: "postgresql://u:p@127.0.0.1:1/x", "PostgresReady", "Unreachable", "127.0.0.1:1"),
+        ("postgres", lambda url: url.replace(url.split("@")[0], "postgresql://postgres:wrong"), "PostgresReady",
+         "AuthenticationFailed", "refused the login"),
+        ("postgres", lambda url: url.rsplit("/", 1)[0] + "/nowhere", "PostgresReady", "DatabaseMissing", "nowhere"),
+        ("postgres", lambda url: "mysql://x", "PostgresReady", "InvalidURL", "postgresql://"),
+    ],
+)  # fmt: skip
+async def test_a_bad_url_is_told_and_never_reaches_pods(
+    cluster: Cluster,
+    redis_url: str,
+    postgres_url: str,
+    server: str,
+    change: Callable[[str], str],
+    condition: str,
+    reason: str,
+    words: str,
+) -> None:
+    await cluster.external_hive("demo", redis_url, postgres_url)
+    await cluster.agent("greeter", "demo")
+    before = await cluster.exists("Deployment", "greeter")
+    bad = change(redis_url if server == "redis" else postgres_url)
+    await cluster.patch("Secret", "demo-urls", data={server: encoded(bad)})
+    told = await cluster.condition("AgentHive", "demo", condition, "False", reason)
+    assert words in told["message"]
+    for secret in ("wrong", ":pw@", ":p@"):
+        assert secret not in told["message"]
+    hive = await cluster.condition("Agent", "greeter", "HiveReady", "False", "HiveNotReady")
+    assert told["message"] in hive["message"]
+    now = await cluster.need("Deployment", "greeter")
+    assert now["spec"] == before["spec"], "a running agent is left running on what it has"
+    await cluster.patch("Secret", "demo-urls", data={"redis": encoded(redis_url), "postgres": encoded(postgres_url)})
+    await cluster.condition("Agent", "greeter", "HiveReady", "True")
+
+
+@pytest.mark.usefixtures("operator")
+async def test_a_missing_secret_and_a_missing_key_say_what_to_do(
+    cluster: Cluster, redis_url: str, postgres_url: str
+) -> None:
+    await cluster.create("Secret", "pg", stringData={"uri": postgres_url})
+    spec = {
+        "redis": {"external": {"urlSecretRef": {"name": "not-there"}}},
+        "postgres": {"external": {"urlSecretRef": {"name": "pg"}}},
+    }
+    await cluster.create("AgentHive", "demo", spec=spec)
+    told = await cluster.condition("AgentHive", "demo", "RedisReady", "False", "SecretMissing")
+    assert "'not-there'" in told["message"]
+    told = await cluster.condition("AgentHive", "demo", "PostgresReady", "False", "SecretMissing")
+    assert "has no key 'url'; its keys: uri" in told["message"]
+    await cluster.create("Secret", "not-there", stringData={"url": redis_url})
+    await cluster.patch("AgentHive", "demo", spec={"postgres": {"external": {"urlSecretRef": {"key": "uri"}}}})
+    await cluster.condition("AgentHive", "demo", "Ready", "True")
+
+
+@pytest.mark.usefixtures("operator")
+async def test_a_good_new_url_reaches_the_agents(
+    cluster: Cluster, redis_url: str, postgres_url: str, own_valkey: Any
+) -> None:
+    await cluster.external_hive("demo", redis_url, postgres_url)
+    await cluster.agent("greeter", "demo")
+    await cluster.exists("Deployment", "greeter")
+    await cluster.patch("Secret", "demo-urls", data={"redis": encoded(own_valkey.url)})
+
+    async def moved() -> bool:
+        return url_in(await cluster.need("Secret", "greeter-agenthive")) == own_valkey.url
+
+    await cluster.until("the agent's Secret holds the new server", moved)
+
+
+@pytest.mark.usefixtures("operator")
+async def test_a_redis_that_dies_and_comes_back_is_seen(cluster: Cluster, own_valkey: Any, postgres_url: str) -> None:
+    await cluster.external_hive("demo", own_valkey.url, postgres_url)
+    await cluster.agent("greeter", "demo")
+    await cluster.condition("AgentHive", "demo", "RedisReady", "True")
+    deployment = await cluster.exists("Deployment", "greeter")
+    own_valkey.kill()
+    await cluster.condition("AgentHive", "demo", "RedisReady", "False", "Unreachable", seconds=40)
+    assert (await cluster.need("Deployment", "greeter"))["spec"] == deployment["spec"]
+    own_valkey.start()
+    await cluster.condition("AgentHive", "demo", "RedisReady", "True", seconds=40)
+
+
+@pytest.mark.usefixtures("operator")
+async def test_queue_figures_reach_the_status(cluster: Cluster, redis_url: str, postgres_url: str) -> None:
+    await cluster.external_hive("demo", redis_url, postgres_url)
+    await cluster.agent("greeter", "demo")
+    await cluster.condition("AgentHive", "demo", "RedisReady", "True")
+    instance = (await cluster.need("AgentHive", "demo"))["status"]["instanceId"]
+    scope = HiveScope(instance=instance, namespace=cluster.namespace, hive="demo")
+    bus = await Bus.connect(redis_url, scope)
+    try:
+        for number in range(3):
+            await bus.send(
+                AgentMessage(from_agent="test", to_agent="greeter", message_type="greet", body={"number": number})
+            )
+    finally:
+        await bus.aclose()
+
+    async def told() -> bool:
+        agent, hive = await cluster.need("Agent", "greeter"), await cluster.need("AgentHive", "demo")
+        return bool(agent["status"].get("backlog") == 3 and hive["status"].get("backlog") == 3)
+
+    await cluster.until("backlog 3 in both statuses", told, seconds=45)
+    status = (await cluster.need("Agent", "greeter"))["status"]
+    assert status["inFlight"] == 0
+    oldest = datetime.strptime(status["oldestMessageTime"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    assert abs(oldest.timestamp() - time.time()) < 120
+
+
+# ---- managed
+
+
+@pytest.mark.usefixtures("operator")
+async def test_a_managed_hive_gets_servers_with_a_password_that_stays(cluster: Cluster) -> None:
+    await cluster.create("AgentHive", "demo")
+    for kind in ("StatefulSet", "Service", "Secret"):
+        for server in ("redis", "postgres"):
+            await cluster.exists(kind, f"demo-{server}")
+    await cluster.condition("AgentHive", "demo", "RedisReady", "False", "Starting")
+    await cluster.condition("AgentHive", "demo", "PostgresReady", "False", "Starting")
+    before = await cluster.need("Secret", "demo-redis")
+    assert len(base64.b64decode(before["data"]["password"])) >= 24
+    await cluster.patch("AgentHive", "demo", spec={"messaging": {"maxRetries": 7}})
+    await cluster.condition("AgentHive", "demo", "RedisReady", "False", "Starting")
+    assert (await cluster.need("Secret", "demo-redis"))["data"] == before["data"]
+
+
+@pytest.mark.usefixtures("operator")
+async def test_moving_to_an_external_server_prunes_the_managed_one(
+    cluster: Cluster, redis_url: str, postgres_url: str
+) -> None:
+    await cluster.create("AgentHive", "demo", spec={"deletionPolicy": "Delete"})
+    await cluster.exists("StatefulSet", "demo-postgres")
+    await cluster.create("Secret", "urls", stringData={"url": redis_url})
+    await cluster.patch("AgentHive", "demo", spec={"redis": {"external": {"urlSecretRef": {"name": "urls"}}}})
+    for kind in ("StatefulSet", "Service", "ConfigMap", "Secret"):
+        await cluster.gone(kind, "demo-redis")
+    assert await cluster.get("StatefulSet", "demo-postgres") is not None
+
+
+@pytest.mark.usefixtures("operator")
+async def test_a_managed_server_that_can_not_start_says_why(cluster: Cluster) -> None:
+    await cluster.create("AgentHive", "demo")
+    stateful_set = await cluster.exists("StatefulSet", "demo-redis")
+    template = stateful_set["spec"]["template"]
+    spec = {
+        **template["spec"],
+        "volumes": [
+            *(entry for entry in template["spec"]["volumes"] if entry["name"] != "data"),
+            {"name": "data", "emptyDir": {}},
+        ],
+    }
+    await cluster.kube.create(
+        cluster.body("Pod", "demo-redis-0", metadata={"labels": template["metadata"]["labels"]}, spec=spec)
+    )
+    waiting = {"reason": "ImagePullBackOff", "message": "no such image"}
+    container = {
+        "name": "redis", "image": "i", "imageID": "", "ready": False, "restartCount": 0, "state": {"waiting": waiting},
+    }  # fmt: skip
+    await cluster.patch_status("Pod", "demo-redis-0", phase="Pending", containerStatuses=[container])
+
+    async def told() -> bool:
+        entry = await cluster.condition("AgentHive", "demo", "RedisReady", "False", "Starting")
+        return "no such image" in entry["message"]
+
+    await cluster.until("the pod's reason is in RedisReady", told)
+
+
+@asynccontextmanager
+async def kubelet_runs_redis(cluster: Cluster, folder: Path) -> AsyncIterator[str]:
+    """What controllers and kubelet do, played: the server at an address of its own, and its ready pod. The address."""
+    password = base64.b64decode((await cluster.exists("Secret", "demo-redis"))["data"]["password"]).decode()
+    template = (await cluster.exists("StatefulSet", "demo-redis"))["spec"]["template"]
+    address = f"127.{secrets.randbelow(200) + 20}.{secrets.randbelow(250)}.{secrets.randbelow(250) + 2}"
+    process = await asyncio.create_subprocess_exec(
+        str(servers.valkey_server()), "--bind", address, "--port", "6379", "--requirepass", password,
+        "--dir", str(folder), "--save", "", stdout=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        body = cluster.body(
+            "Pod",
+            "demo-redis-0",
+            metadata={"labels": template["metadata"]["labels"]},
+            spec={"containers": [{"name": "redis", "image": "valkey"}]},
+        )
+        await cluster.kube.create(body)
+        await cluster.patch_status(
+            "Pod", "demo-redis-0", phase="Running", conditions=[{"type": "Ready", "status": "True"}],
+            podIP=address, podIPs=[{"ip": address}],
+        )  # fmt: skip
+        yield address
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def test_a_managed_server_is_reached_by_the_address_behind_its_service(
+    cluster: Cluster, options: Options, tmp_path: Path
+) -> None:
+    await cluster.create("AgentHive", "demo")
+    async with running_operator(replace(options, resolve_services=True)), kubelet_runs_redis(cluster, tmp_path) as ip:
+        await cluster.condition("AgentHive", "demo", "RedisReady", "True")
+        url = await Resolver(cluster.kube, enabled=True).resolve(f"redis://demo-redis.{cluster.namespace}.svc:6379/0")
+        assert url == f"redis://{ip}:6379/0"
+    status = (await cluster.need("AgentHive", "demo"))["status"]
+    assert status["redis"]["endpoint"] == f"demo-redis.{cluster.namespace}.svc:6379"
+
+
+async def test_resolving_needs_a_ready_endpoint(cluster: Cluster) -> None:
+    resolver = Resolver(cluster.kube, enabled=True)
+    with pytest.raises(NoEndpointError, match="no ready endpoint"):
+        await resolver.resolve(f"redis://x.{cluster.namespace}.svc:6379")
+    assert await resolver.resolve("redis://elsewhere:6379") == "redis://elsewhere:6379"
+    assert await Resolver(cluster.kube, enabled=False).resolve("redis://x.y.svc:1") == "redis://x.y.svc:1"
+
+
+# ---- the command line's way in
+
+
+async def test_hive_settings_of_an_external_hive(
+    cluster: Cluster, options: Options, redis_url: str, postgres_url: str
+) -> None:
+    await cluster.external_hive("demo", redis_url, postgres_url, messaging={"maxRetries": 9})
+    with pytest.raises(HiveLookupError, match="not looked at by an operator"):
+        await hive_settings("demo", cluster.namespace)
+    async with running_operator(options):
+        await cluster.condition("AgentHive", "demo", "Ready", "True")
+    settings = await hive_settings("demo", cluster.namespace)
+    assert settings.redis_url.get_secret_value() == redis_url
+    assert settings.postgres_url is not None
+    assert settings.postgres_url.get_secret_value() == postgres_url
+    assert (settings.hive, settings.namespace, settings.messaging.max_retries) == ("demo", cluster.namespace, 9)
+    assert settings.instance == (await cluster.need("AgentHive", "demo"))["status"]["instanceId"]
+    await cluster.delete("Secret", "demo-urls")
+    with pytest.raises(HiveLookupError, match="has no key 'redis'"):
+        await hive_settings("demo", cluster.namespace)
+
+
+async def test_hive_settings_of_what_is_not_there(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(HiveLookupError, match="no AgentHive 'nope'"):
+        await hive_settings("nope", cluster.namespace)
+    assert connections.context_namespace() == "default"
+    with pytest.raises(HiveLookupError, match="no AgentHive 'nope' in namespace 'default'"):
+        await hive_settings("nope")
+    monkeypatch.setenv("KUBECONFIG", "/nonexistent")
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    assert connections.context_namespace() == "default"
+    with pytest.raises(HiveLookupError, match="Set KUBECONFIG"):
+        await hive_settings("nope")
+
+
+async def test_a_kube_connection_needs_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", "/nonexistent")
+    with pytest.raises(connections.config.ConfigException):
+        await Kube.connect()
