@@ -15,7 +15,7 @@ from agenthive.protocol import AgentMessage, DeliveryOptions, MessagePriority
 if TYPE_CHECKING:
     from agenthive.bus import Bus
     from agenthive.settings import Settings
-    from agenthive.store import MetricsStore, StateStore, Store
+    from agenthive.store import AgentMetrics, StateStore, Store
 
 T = TypeVar("T")
 
@@ -95,13 +95,13 @@ class AgentContext:
         return self.store.state
 
     @property
-    def metrics(self) -> MetricsStore:
-        """Figures kept in ``agent_metrics``.
+    def metrics(self) -> AgentMetrics:
+        """This agent's figures in ``agent_metrics``.
 
         Raises:
             StoreNotConfigured: this process has no PostgreSQL.
         """
-        return self.store.metrics
+        return self.store.metrics.for_agent(self._resources.agent)
 
     async def send(
         self,

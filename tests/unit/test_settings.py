@@ -41,3 +41,16 @@ def test_nonsense_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: 
     monkeypatch.setenv(f"AGENTHIVE_{name}", value)
     with pytest.raises(ValidationError, match=name.lower()):
         Settings()
+
+
+def test_a_changed_copy_keeps_the_policies_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTHIVE_MESSAGING", '{"maxRetries": 7, "priorityWeights": {"critical": 16}}')
+    monkeypatch.setenv("AGENTHIVE_CONCURRENCY", "3")
+    changed = Settings().replace(agent="other", concurrency=5)
+    assert (changed.agent, changed.concurrency) == ("other", 5)
+    assert (changed.messaging.max_retries, changed.messaging.priority_weights.critical) == (7, 16)
+
+
+def test_a_changed_copy_is_validated() -> None:
+    with pytest.raises(ValueError, match="concurrency"):
+        Settings().replace(concurrency=0)

@@ -16,12 +16,13 @@ from agenthive.store.errors import (
     VersionConflict,
 )
 from agenthive.store.messages import LoggedMessage, MessageLog
-from agenthive.store.metrics import Metric, MetricsStore
+from agenthive.store.metrics import AgentMetrics, Metric, MetricsStore
 from agenthive.store.migrate import Migration, SchemaStatus, schema_status, upgrade
 from agenthive.store.naming import schema_name
 from agenthive.store.state import StateEntry, StateStore, Versioned
 
 __all__ = [
+    "AgentMetrics",
     "InvalidValue",
     "LoggedMessage",
     "MessageLog",

@@ -53,6 +53,10 @@ class MetricsStore:
             "metrics", self._flush, explain=database.explain, patience=RETRY_SECONDS
         )
 
+    def for_agent(self, agent: str) -> AgentMetrics:
+        """The figures of ``agent``: what its handlers see as ``ctx.metrics``."""
+        return AgentMetrics(self, agent)
+
     async def record(
         self,
         agent: str,
@@ -164,3 +168,36 @@ class MetricsStore:
                 ) from error
             raise
         return [None] * len(records)
+
+
+class AgentMetrics:
+    """The metrics of one agent."""
+
+    __slots__ = ("_agent", "_store")
+
+    def __init__(self, store: MetricsStore, agent: str) -> None:
+        self._store = store
+        self._agent = agent
+
+    async def record(
+        self,
+        metric_type: str,
+        value: float,
+        metadata: Mapping[str, Any] | None = None,
+        timestamp: datetime | None = None,
+    ) -> None:
+        """Keep one figure of this agent; arguments and errors as in ``MetricsStore.record``."""
+        await self._store.record(self._agent, metric_type, value, metadata, timestamp)
+
+    async def query(
+        self,
+        metric_type: str | None = None,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int = DEFAULT_QUERY_LIMIT,
+    ) -> list[Metric]:
+        """This agent's latest figures, newest first; arguments and errors as in ``MetricsStore.query``."""
+        return await self._store.query(
+            agent=self._agent, metric_type=metric_type, since=since, until=until, limit=limit
+        )

@@ -421,7 +421,7 @@ async def test_with_a_store_state_survives(hive: Any, postgres_url: str) -> None
     async def handle(message: AgentMessage, ctx: Context) -> int:
         count = int(await ctx.state.get("count", default=0)) + 1
         await ctx.state.set("count", count)
-        await ctx.metrics.record("worker", "count", float(count))
+        await ctx.metrics.record("count", float(count))
         one: int = await ctx.store.pool.fetchval("SELECT 1")
         return count + one - 1
 
