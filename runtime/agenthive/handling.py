@@ -61,6 +61,8 @@ class Run:
 class Acknowledge:
     """The message is done."""
 
+    result: str = telemetry.DELIVERED
+
 
 @dataclass(frozen=True, slots=True)
 class Fail:
@@ -76,11 +78,14 @@ class Discard:
     """Give up at once."""
 
     reason: str
+    result: str = telemetry.REJECTED
 
 
 @dataclass(frozen=True, slots=True)
 class HandBack:
     """Nothing happened: another process is to handle it, and it is no attempt."""
+
+    result: str = telemetry.RELEASED
 
 
 Verdict = Acknowledge | Fail | Discard | HandBack

@@ -43,7 +43,7 @@ class Outage:
                 await self._stop.wait()
         return min(delay * 2, LONGEST_DELAY)
 
-    def failed(self, operation: str, error: Exception) -> None:
+    def failed(self, operation: str, error: BaseException) -> None:
         """Note a failure."""
         self._errors[operation] += 1
         self.reason = f"{type(error).__name__}: {error}"

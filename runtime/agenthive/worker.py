@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import inspect
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -92,8 +94,9 @@ class Worker:
         #: Every message claimed and not yet settled with Redis.
         self._runs: set[Run] = set()
         self._unsettled_limit = 2 * concurrency + 64
-        self._slot = asyncio.Event()
-        self._slot_wanted = False
+        #: Set at each change of ``running`` and ``_runs``, while somebody waits for one.
+        self._change = asyncio.Event()
+        self._change_wanted = False
         self._deadlines: Deadlines[Run] = Deadlines()
         self._timer: asyncio.TimerHandle | None = None
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="handler")
@@ -103,7 +106,7 @@ class Worker:
     @property
     def stuck(self) -> list[Run]:
         """Handlings that neither ended nor could be cancelled; they hold their messages until the process ends."""
-        return [run for run in self._runs if not run.done and run.task is not None and not run.task.done()]
+        return [run for run in self._runs if not run.done and not _over(run)]
 
     @property
     def bus_available(self) -> bool:
@@ -118,7 +121,7 @@ class Worker:
             await asyncio.wait((claiming, stopping), return_when=asyncio.FIRST_COMPLETED)
             self._stop.set()
             await self._consumer.stop()
-            self._slot.set()
+            self._change.set()
             await claiming
         finally:
             stopping.cancel()
@@ -134,10 +137,7 @@ class Worker:
         while not self._stop.is_set():
             free = min(self._concurrency - self.running, self._unsettled_limit - len(self._runs))
             if free <= 0:
-                self._slot_wanted = True
-                self._slot.clear()
-                await self._slot.wait()
-                self._slot_wanted = False
+                await self._next_change()
                 continue
             try:
                 deliveries = await self._consumer.claim(free)
@@ -153,13 +153,19 @@ class Worker:
             for delivery in deliveries:
                 self._start(delivery)
 
+    async def _next_change(self) -> None:
+        self._change_wanted = True
+        self._change.clear()
+        await self._change.wait()
+        self._change_wanted = False
+
     def _start(self, delivery: Delivery) -> None:
         message = delivery.message
         handler = self._handlers.get(message.message_type, self._unknown)
         run = Run(delivery, handler, Context(self._resources, message, delivery.attempt))
         self._runs.add(run)
         self.running += 1
-        run.task = self._loop.create_task(self._handle(run))
+        run.task = asyncio.Task(self._handle(run), loop=self._loop)
 
     # Handling
 
@@ -180,16 +186,18 @@ class Worker:
                 result = await handler.function(ctx.message)
         except BaseException as caught:
             error = caught
-        run.done = True
         self.running -= 1
-        if self._slot_wanted:
-            self._slot.set()
+        if self._change_wanted:
+            self._change.set()
         handler.figures.observe(perf_counter() - started)
         if error is None and run.stop is None:
             verdict: Verdict = ACKNOWLEDGE
         else:
             verdict = judge(run, error)
+            if isinstance(verdict, HandBack):
+                return  # the drain hands back everything it cancelled in one call
             self._note(run, verdict, error)
+        run.done = True
         reply: AgentMessage | None = None
         if verdict is ACKNOWLEDGE and ctx.message.reply_to is not None:
             try:
@@ -198,11 +206,7 @@ class Worker:
                 # Another attempt would end the same way, after doing the work twice.
                 verdict = Discard(f"the result of {handler.where} cannot be sent as a reply: {describe(unfit)}")
                 self._note(run, verdict, unfit)
-        if isinstance(verdict, HandBack):
-            # The drain hands back everything it cancelled in one call.
-            run.done = False
-            return
-        await self._settle(run, verdict, reply)
+        self._settle(run, verdict, reply, FIRST_DELAY)
 
     async def _in_thread(self, handler: BoundHandler, ctx: Context) -> Any:
         arguments = (ctx.message, ctx) if handler.takes_context else (ctx.message,)
@@ -224,28 +228,42 @@ class Worker:
 
     # Telling Redis
 
-    async def _settle(self, run: Run, verdict: Verdict, reply: AgentMessage | None) -> None:
-        """Tell the bus until it has heard: an unheard acknowledgement would keep the message under our own lease."""
-        delay = FIRST_DELAY
+    def _settle(self, run: Run, verdict: Verdict, reply: AgentMessage | None, delay: float) -> None:
+        """Tell the bus what became of a message; ``_settled`` goes on when it has heard."""
+        if isinstance(verdict, Acknowledge):
+            told = self._consumer.ack(run.delivery, reply)
+        elif isinstance(verdict, Fail):
+            told = self._consumer.fail(run.delivery, verdict.error, retry_after=verdict.retry_after)
+        else:
+            assert isinstance(verdict, Discard)
+            told = self._consumer.reject(run.delivery, verdict.reason)
+        # A callback, not a task that waits: it is half the price, and this is the path of every message.
+        told.add_done_callback(functools.partial(self._settled, run, verdict, reply, delay))
+
+    def _settled(
+        self, run: Run, verdict: Verdict, reply: AgentMessage | None, delay: float, told: asyncio.Future[None]
+    ) -> None:
+        if told.cancelled():
+            return  # the loop is closing
+        error = told.exception()
         results = run.handler.figures.results
-        while True:
-            try:
-                results[await self._tell(run.delivery, verdict, reply)] += 1
-                break
-            except LeaseLost as lost:
-                results[telemetry.LEASE_LOST] += 1
-                log.warning("the lease was lost while the handler ran; another process has the message: %s", lost)
-                self._runs.discard(run)
-                return
-            except Exception as error:
-                self.outage.failed("settle", error)
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, LONGEST_DELAY)
-        if self.outage.reason:
-            self.outage.over()
+        if error is None:
+            results[verdict.result] += 1
+            if self.outage.reason:
+                self.outage.over()
+            if self._message_log is not None and (verdict is not ACKNOWLEDGE or self._message_log.policy == "all"):
+                self._record(run.delivery, verdict)
+        elif isinstance(error, LeaseLost):
+            results[telemetry.LEASE_LOST] += 1
+            log.warning("the lease was lost while the handler ran; another process has the message: %s", error)
+        else:
+            # Again until Redis has heard: unheard, the message would stay under our own lease as long as we live.
+            self.outage.failed("settle", error)
+            self._loop.call_later(delay, self._settle, run, verdict, reply, min(delay * 2, LONGEST_DELAY))
+            return
         self._runs.discard(run)
-        if self._message_log is not None and (verdict is not ACKNOWLEDGE or self._message_log.policy == "all"):
-            self._record(run.delivery, verdict)
+        if self._change_wanted:
+            self._change.set()
 
     def _record(self, delivery: Delivery, verdict: Verdict) -> None:
         """Into the message log, behind the back of whoever handles the next one."""
@@ -270,17 +288,6 @@ class Worker:
         except StoreError as unfit:
             self._figures.store_errors["message_log"] += 1
             log.warning("not written to the message log: %s", unfit)
-
-    async def _tell(self, delivery: Delivery, verdict: Verdict, reply: AgentMessage | None) -> str:
-        if isinstance(verdict, Acknowledge):
-            await self._consumer.ack(delivery, reply)
-            return telemetry.DELIVERED
-        if isinstance(verdict, Fail):
-            await self._consumer.fail(delivery, verdict.error, retry_after=verdict.retry_after)
-            return verdict.result
-        assert isinstance(verdict, Discard)
-        await self._consumer.reject(delivery, verdict.reason)
-        return telemetry.REJECTED
 
     # Time limits
 
@@ -316,39 +323,52 @@ class Worker:
 
     async def _drain(self) -> None:
         """Let what runs finish, cancel what does not, hand back what was cancelled."""
-        if self._runs:
-            log.info("draining: %d handlers run, they have %g s", self.running, self._drain_seconds)
-            await self._wait_for_runs(self._drain_seconds)
+        if not self._runs:
+            return
+        log.info("draining: %d handlers run, they have %g s", self.running, self._drain_seconds)
+        await self._until(lambda: not self._runs, self._drain_seconds)
         cancelled = [run for run in self._runs if not run.done and run.handler.is_async]
         for run in cancelled:
             assert run.task is not None
             # One that is past its own time limit stays a failure.
             run.stop = run.stop or Stop.DRAIN
+            run.task.add_done_callback(lambda _: self._change.set())
             run.task.cancel()
-        if self._runs:
-            await self._wait_for_runs(CLEANUP_SECONDS, threads=False)
-        ended = [run for run in cancelled if run in self._runs and not run.done and run not in self.stuck]
-        if ended:
-            try:
-                async with asyncio.timeout(CLEANUP_SECONDS):
-                    await self._consumer.release([run.delivery for run in ended])
-                log.info("handed back %d messages", len(ended))
-                for run in ended:
-                    run.handler.figures.results[telemetry.RELEASED] += 1
-            except (BusError, TimeoutError) as error:
-                log.warning("%d messages wait for the lease to run out: %s", len(ended), error)
-        for run in self._runs:
-            if run.done and run.task is not None:
-                run.task.cancel()  # it could not reach Redis in all this time; the lease will run out
+        # Those that ended and those that were cancelled are waited for; a thread had its time.
+        await self._until(lambda: not any(run.done or not _over(run) for run in self._runs if run.handler.is_async),
+                          CLEANUP_SECONDS)  # fmt: skip
+        await self._release([run for run in cancelled if run in self._runs and not run.done and _over(run)])
         for run in self.stuck:
-            log.error("%s does not end; its message %s stays with this process until the lease runs out",
-                      run.handler.where, run.delivery.message.message_id)  # fmt: skip
+            log.error(
+                "%s does not end; its message %s stays with this process until the lease runs out",
+                run.handler.where,
+                run.delivery.message.message_id,
+            )
 
-    async def _wait_for_runs(self, seconds: float, *, threads: bool = True) -> None:
-        waited = [run for run in self._runs if threads or run.done or run.handler.is_async]
-        tasks = [run.task for run in waited if run.task is not None]
-        if tasks:
-            await asyncio.wait(tasks, timeout=seconds)
+    async def _until(self, reached: Callable[[], bool], seconds: float) -> None:
+        """Wait until ``reached``, at most ``seconds``."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not reached():
+                    await self._next_change()
+
+    async def _release(self, runs: list[Run]) -> None:
+        if not runs:
+            return
+        try:
+            async with asyncio.timeout(CLEANUP_SECONDS):
+                await self._consumer.release([run.delivery for run in runs])
+        except (BusError, TimeoutError) as error:
+            log.warning("%d messages wait for the lease to run out: %s", len(runs), error)
+            return
+        log.info("handed back %d messages", len(runs))
+        for run in runs:
+            run.handler.figures.results[telemetry.RELEASED] += 1
+
+
+def _over(run: Run) -> bool:
+    """Whether its handler has ended, or was cancelled before it began."""
+    return run.task is None or run.task.done()
 
 
 def _call(function: Any, *arguments: Any) -> tuple[Any, BaseException | None]:
