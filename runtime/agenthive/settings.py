@@ -154,5 +154,5 @@ class Settings(BaseSettings):
         return HiveScope(instance=self.instance, namespace=self.namespace, hive=self.hive)
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with ``changes`` applied and validated; the environment is not read again."""
-        return type(self).model_validate(self.model_copy(update=changes).model_dump(by_alias=True))
+        """A copy with ``changes`` applied and validated."""
+        return type(self).model_validate({**self.model_dump(by_alias=True), **changes})
