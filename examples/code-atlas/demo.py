@@ -142,7 +142,7 @@ class Demo:
 
 async def tour() -> None:
     """Crawl, ask, count."""
-    settings = await asyncio.to_thread(hive_settings, HIVE, None)
+    settings = await hive_settings(HIVE, None)
     bus = await Bus.connect(settings.redis_url.get_secret_value(), settings.scope, client_name="demo")
     try:
         demo = Demo(bus)
