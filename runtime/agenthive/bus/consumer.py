@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 BATCH_OPERATIONS = 500
 """Most completions, and most claims, of one call."""
+HALVED_SLOTS = 32
+"""From so many slots on they are filled in two halves by turns."""
 MAX_ERROR_LENGTH = 2000
 CLOSE_SECONDS = 5.0
 """How long closing waits for completions that Redis has not confirmed."""
@@ -63,6 +65,7 @@ class Consumer:
         self._wheel = LaneWheel(messaging.priority_weights, random.random())  # noqa: S311 - a place to start
         self._nonce = self.name.rpartition("/")[2]
         self._calls = 0
+        self._most_slots = 0
         self._operations: deque[_Operation] = deque()
         self._in_flight: list[_Operation] = []
         self._claim: _Claim | None = None
@@ -230,13 +233,15 @@ class Consumer:
 
     async def _run(self) -> None:
         while True:
+            # What is ready in this turn of the loop joins: results of handlers, and the next claim of whoever just got
+            # messages. That claim is under way before their handlers start: server and handlers work at the same time.
+            await asyncio.sleep(0)
             if not self._has_work():
                 self._work.clear()
-                if not self._operations and not self._pass_wake:
-                    self._idle.set()
+                self._idle.set()
                 await self._work.wait()
+                continue
             self._idle.clear()
-            await asyncio.sleep(0)  # what is finished in this turn of the loop joins, and so does the claim behind it
             try:
                 await self._turn()
             except Exception:
@@ -260,7 +265,7 @@ class Consumer:
             return
         again = False
         while True:
-            wanted = 0 if claim is None or self._stopping else min(claim.slots, BATCH_OPERATIONS)
+            wanted = 0 if claim is None or self._stopping else self._share(claim.slots)
             token = self._next_token()
             try:
                 (answer,) = await self._lane.execute([self._command(batch, wanted, token, again, pass_wake)])
@@ -279,6 +284,13 @@ class Consumer:
         self._settle(batch, refused)
         if wanted:
             await self._settle_claim(claim, entries, wait, state)
+
+    def _share(self, slots: int) -> int:
+        """How many of so many free slots one call fills: with many, half of all, so that the other half overlaps."""
+        self._most_slots = max(self._most_slots, slots)
+        if self._most_slots < HALVED_SLOTS:
+            return slots
+        return min(slots, (self._most_slots + 1) // 2, BATCH_OPERATIONS)
 
     def _next_token(self) -> str:
         self._calls += 1

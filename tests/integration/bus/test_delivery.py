@@ -104,10 +104,16 @@ async def test_lanes_share_by_weight_and_none_starves(bus, consume, make) -> Non
 
 
 async def test_lanes_with_nothing_to_do_give_their_share_away(bus, consume, make) -> None:
-    for n in range(40):
+    for n in range(30):
         await bus.send(make(n, priority=MessagePriority.LOW))
     consumer = await consume()
-    assert len(await consumer.claim(40)) == 40
+    assert len(await consumer.claim(30)) == 30
+
+
+async def test_many_slots_are_filled_in_two_halves(bus, consume, make) -> None:
+    await asyncio.gather(*(bus.send(make(n)) for n in range(100)))
+    consumer = await consume()
+    assert [len(await consumer.claim(slots)) for slots in (80, 40, 7)] == [40, 40, 7]
 
 
 async def test_order_within_a_lane(bus, consume, make, claim_all) -> None:

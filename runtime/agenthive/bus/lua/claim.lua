@@ -65,7 +65,8 @@ local function bury_malformed(batch, lane, entry, list, problem)
   end
   write_dead_letter(batch, '', table.concat(parts, ' '), 'malformed', problem, 0)
   local gone = batch.gone[lane]
-  gone[#gone + 1] = entry
+  gone.n = gone.n + 1
+  gone[gone.n] = entry
 end
 
 -- The record of a claimed entry whose message was claimed before, or was not written by send(), and its attempts; nil
@@ -92,59 +93,59 @@ end
 -- Decide about entries just read: hand out, or give up what is malformed, expired or has crashed too often.
 -- Appends to `out` and returns how many were handed out.
 local function admit(batch, lane, entries, claim, out)
-  local good, ids, documents, packed = {}, {}, {}, {}
-  for _, entry in ipairs(entries) do
-    local list = entry[2]
-    local id, document, words
-    if list[1] == 'i' and list[3] == 'm' then
-      id, document, words = list[2], list[4], list[6]
-    end
-    if document and id ~= '' and #id <= 512 then
-      local n = #good + 1
-      good[n], ids[n], documents[n], packed[n] = entry[1], id, document, words or ''
+  local sub, find = string.sub, string.find
+  local good, ids, lists, count = {}, {}, {}, 0
+  for i = 1, #entries do
+    local entry, list = entries[i][1], entries[i][2]
+    local id = list[2]
+    if list[1] == 'i' and list[3] == 'm' and id ~= '' and #id <= 512 then
+      count = count + 1
+      good[count], ids[count], lists[count] = entry, id, list
     else
-      bury_malformed(batch, lane, entry[1], list, 'entry has not the fields i (message id) and m (JSON document)')
+      bury_malformed(batch, lane, entry, list, 'entry has not the fields i (message id) and m (JSON document)')
     end
   end
-  if #good == 0 then
+  if count == 0 then
     return 0
   end
   local records = redis.call('HMGET', batch.P .. 'ids', unpack(ids))
-  local changed, handed, seen = {}, 0, {}
-  for n, entry in ipairs(good) do
-    local id, record, attempts = ids[n], records[n], 1
-    if record and string.sub(record, -6) == NEW and string.find(record, entry, ENTRY_AT, true) == ENTRY_AT then
-      record = string.sub(record, 1, -6) .. claim.first
+  local changed, changes, handed, at, seen = {}, 0, 0, out.n, {}
+  local first, now = claim.first, claim.now_14
+  for n = 1, count do
+    local entry, id, record, attempts = good[n], ids[n], records[n], 1
+    if record and sub(record, -6) == NEW and find(record, entry, ENTRY_AT, true) == ENTRY_AT then
+      record = sub(record, 1, -6) .. first
     else
       record, attempts = claimed_again(claim, lane, entry, record)
     end
     if seen[id] or not record then
-      bury_malformed(batch, lane, entry, { documents[n] }, 'its message id ' .. id .. ' is already in the queue')
+      bury_malformed(batch, lane, entry, { lists[n][4] }, 'its message id ' .. id .. ' is already in the queue')
     else
       seen[id] = true
-      local options = options_of(packed[n])
+      local document, options = lists[n][4], options_of(lists[n][6])
       local limit = options.r and tonumber(options.r) or claim.max_retries
-      if string.sub(record, 1, 14) <= claim.now_14 then
-        bury(batch, id, uncount(record), documents[n], options, 'expired', 'its time to live ended before it was handled')
+      if sub(record, 1, 14) <= now then
+        bury(batch, id, uncount(record), document, options, 'expired', 'its time to live ended before it was handled')
       elseif attempts > limit + 1 then
-        bury(batch, id, uncount(record), documents[n], options, 'crashed',
+        bury(batch, id, uncount(record), document, options, 'crashed',
           'the process that handled it died or lost its lease, attempt ' .. (attempts - 1) .. ' of ' .. (limit + 1))
       else
-        local at = #out
-        out[at + 1], out[at + 2], out[at + 3] = id, record, documents[n]
+        out[at + 1], out[at + 2], out[at + 3] = id, record, document
         if options.k then
-          drop(batch, lane, entry, id)
+          drop(batch, tostring(lane), entry, id)
           delivered(batch, id, record)
           out[at + 2] = '!' .. record
         else
-          changed[#changed + 1] = id
-          changed[#changed + 1] = record
+          changed[changes + 1], changed[changes + 2] = id, record
+          changes = changes + 2
         end
+        at = at + 3
         handed = handed + 1
       end
     end
   end
-  if #changed > 0 then
+  out.n = at
+  if changes > 0 then
     redis.call('HSET', batch.P .. 'ids', unpack(changed))
   end
   return handed
@@ -152,7 +153,7 @@ end
 
 -- Read the lanes: each its share first, then what the shares left over, from the highest lane down.
 local function claim_messages(batch, claim, quotas)
-  local left, scanned, out = 0, 0, {}
+  local left, scanned, out = 0, 0, { n = 0 }
   for lane = 1, 4 do
     left = left + quotas[lane]
   end

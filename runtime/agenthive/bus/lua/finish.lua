@@ -1,46 +1,53 @@
 -- How a handling ends. Nothing here is done before the caller has shown the record that Redis still holds.
 
--- Collects what one call finishes, so that it costs a few commands and not a few per message.
+-- Collects what one call finishes, so that it costs a few commands and not a few per message. Lists are filled by
+-- counting: asking a table for its length is a search.
 local function new_batch(P, now, life)
+  local gone = { { n = 0 }, { n = 0 }, { n = 0 }, { n = 0 } }
   return {
-    P = P, now = now, life = life, gone = { {}, {}, {}, {} }, ids = {}, finals = {},
-    delivered = 'd ' .. as_ms(now) .. ' ',
+    P = P, now = now, life = life, ids = { n = 0 }, finals = { n = 0 }, delivered = 'd ' .. as_ms(now) .. ' ',
+    gone = gone, gone_by_name = { ['1'] = gone[1], ['2'] = gone[2], ['3'] = gone[3], ['4'] = gone[4] },
   }
 end
 
+-- lane: as text, as a record has it
 local function drop(batch, lane, entry, id)
-  local gone = batch.gone[tonumber(lane)]
-  gone[#gone + 1] = entry
-  batch.ids[#batch.ids + 1] = id
+  local gone, ids = batch.gone_by_name[lane], batch.ids
+  local n = gone.n + 1
+  gone[n], gone.n = entry, n
+  n = ids.n + 1
+  ids[n], ids.n = id, n
+end
+
+local function add_final(batch, id, value)
+  local finals = batch.finals
+  local n = finals.n
+  finals[n + 1], finals[n + 2], finals.n = id, value, n + 2
 end
 
 -- A final status: how it ended (d delivered, f failed, e expired), when, the record, and for the latter two why.
 local function final(batch, code, id, record, problem)
-  local finals = batch.finals
-  finals[#finals + 1] = id
-  finals[#finals + 1] = code .. ' ' .. as_ms(batch.now) .. ' ' .. record .. ' ' .. problem
+  add_final(batch, id, code .. ' ' .. as_ms(batch.now) .. ' ' .. record .. ' ' .. problem)
 end
 
 local function delivered(batch, id, record)
-  local finals = batch.finals
-  finals[#finals + 1] = id
-  finals[#finals + 1] = batch.delivered .. record
+  add_final(batch, id, batch.delivered .. record)
 end
 
 local function flush(batch)
   local P = batch.P
   for lane = 1, 4 do
     local gone = batch.gone[lane]
-    if #gone > 0 then
+    if gone.n > 0 then
       local stream = P .. 'q:' .. lane
       redis.call('XACK', stream, GROUP, unpack(gone))
       redis.call('XDEL', stream, unpack(gone))
     end
   end
-  if #batch.ids > 0 then
+  if batch.ids.n > 0 then
     redis.call('HDEL', P .. 'ids', unpack(batch.ids))
   end
-  if #batch.finals > 0 then
+  if batch.finals.n > 0 then
     keep_finals(P, batch.finals, batch.now, batch.life)
   end
 end
@@ -93,14 +100,14 @@ local WIDTH = { a = 3, y = 6, p = 6, f = 5, d = 5, r = 3 }
 -- Returns the numbers (from 0) of the operations that were refused, as text.
 local function finish(batch, argv, from, again)
   local P, now = batch.P, batch.now
-  local starts, ids = {}, {}
+  local starts, ids, count, last = {}, {}, 0, #argv
   local at = from
-  while at <= #argv do
-    starts[#starts + 1] = at
-    ids[#ids + 1] = argv[at + 1]
+  while at <= last do
+    count = count + 1
+    starts[count], ids[count] = at, argv[at + 1]
     at = at + WIDTH[argv[at]]
   end
-  if #ids == 0 then
+  if count == 0 then
     return ''
   end
 
@@ -108,10 +115,15 @@ local function finish(batch, argv, from, again)
   local statuses = again and finals_of(P, ids)
   local refused, changed, done = {}, {}, {}
   local freed, earliest = false, nil
-  for n, id in ipairs(ids) do
+  for n = 1, count do
     at = starts[n]
-    local code, record = argv[at], argv[at + 2]
-    if code == 'p' then
+    local id, code, record = ids[n], argv[at], argv[at + 2]
+    if code == 'a' and records[n] == record and not done[id] then -- by far the most
+      done[id] = true
+      local lane, entry = place_of(record)
+      drop(batch, lane, entry, id)
+      delivered(batch, id, record)
+    elseif code == 'p' then
       reply(P, id, argv[at + 3], argv[at + 4], argv[at + 5])
     elseif done[id] or records[n] ~= record then
       if not (again and done_before(records[n], statuses[n], record)) then
@@ -120,12 +132,10 @@ local function finish(batch, argv, from, again)
     else
       done[id] = true
       local lane, entry = place_of(record)
-      if code == 'a' or code == 'y' then
+      if code == 'y' then
         drop(batch, lane, entry, id)
         delivered(batch, id, record)
-        if code == 'y' then
-          reply(P, id, argv[at + 3], argv[at + 4], argv[at + 5])
-        end
+        reply(P, id, argv[at + 3], argv[at + 4], argv[at + 5])
       elseif code == 'r' then
         let_go(P, lane, entry)
         redis.call('RPUSH', P .. 'b:' .. lane, entry)

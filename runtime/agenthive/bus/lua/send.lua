@@ -7,9 +7,10 @@ local function send(keys, argv)
   local P = prefix_of(keys)
   local now = now_ms()
   local bound = tonumber(argv[2])
-  local ids = {}
-  for i = 3, #argv, 5 do
-    ids[#ids + 1] = argv[i + 1]
+  local ids, count = {}, 0
+  for i = 4, #argv, 5 do
+    count = count + 1
+    ids[count] = argv[i]
   end
   local known = redis.call('HMGET', P .. 'ids', unpack(ids))
   local finals = argv[1] == '1' and finals_of(P, ids)
@@ -18,7 +19,7 @@ local function send(keys, argv)
     length = length + redis.call('XLEN', P .. 'q:' .. lane)
   end
 
-  local results, records, seen = {}, {}, {}
+  local results, records, changes, seen = {}, {}, 0, {}
   local ready, earliest = false, nil
   local accepted = as_14(now)
   local streams = {}
@@ -26,8 +27,8 @@ local function send(keys, argv)
     streams[tostring(lane)] = P .. 'q:' .. lane
   end
   local like_ttl, like_lane, start = nil, nil, nil -- most messages of a batch begin their records alike
-  for n, id in ipairs(ids) do
-    local at = 5 * n - 2
+  for n = 1, count do
+    local id, at = ids[n], 5 * n - 2
     local lane, document, ttl, packed = argv[at], argv[at + 2], tonumber(argv[at + 3]), argv[at + 4]
     local options = options_of(packed)
     if known[n] or seen[id] or (finals and finals[n]) then
@@ -53,14 +54,14 @@ local function send(keys, argv)
         end
         ready = true
       end
-      records[#records + 1] = id
-      records[#records + 1] = start .. entry .. NEW
+      records[changes + 1], records[changes + 2] = id, start .. entry .. NEW
+      changes = changes + 2
       seen[id] = true
       length = length + 1
       results[n] = '1'
     end
   end
-  if #records > 0 then
+  if changes > 0 then
     redis.call('HSET', P .. 'ids', unpack(records))
   end
   if ready then
