@@ -5,6 +5,7 @@ The controllers and the kubelet use it against any API server; nothing here know
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import ssl
@@ -129,6 +130,9 @@ class ApiClient:
         if self._session is not None:
             await self._session.close()
             self._session = None
+            # TLS connections were aborted; their sockets are closed by the next turns of the loop.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
 
     async def request(
         self,
