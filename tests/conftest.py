@@ -13,11 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
+import psutil
 import pytest
 import redis as redis_py
 
@@ -119,10 +121,16 @@ class PostgresServer:
         return subprocess.run(probe, check=False).returncode == 0
 
     def kill(self) -> None:
-        """SIGKILL of the postmaster and every backend."""
+        """SIGKILL of the postmaster and every backend: one left behind would hold its shared memory and locks."""
         assert self.process is not None
-        self.process.kill()
+        postmaster = psutil.Process(self.process.pid)
+        postmaster.suspend()  # forks no more
+        family = postmaster.children(recursive=True)
+        for process in (postmaster, *family):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         self.process.wait()
+        psutil.wait_procs(family, timeout=10)
 
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -231,6 +239,14 @@ class KubeApi:
             raise AssertionError(f"kubectl {' '.join(args)} exited with {done.returncode}:\n{done.stdout}{done.stderr}")
         return done
 
+    def call(self, method: str, path: str, body: dict[str, object] | None = None) -> None:
+        """One request that has to succeed."""
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        with urllib.request.urlopen(request, context=self.client_ssl(), timeout=30) as answer:
+            answer.read()
+
     def client_ssl(self) -> ssl.SSLContext:
         """For HTTP clients in Python."""
         return ssl.create_default_context(cafile=str(self.ca))
@@ -335,6 +351,6 @@ def api_server() -> Iterator[KubeApi]:
 def kube_namespace(api_server: KubeApi, unique: str) -> Iterator[str]:
     """A namespace of the test's own, deleted afterwards."""
     manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": unique}}
-    api_server.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
+    api_server.call("POST", "/api/v1/namespaces", manifest)
     yield unique
-    api_server.kubectl("delete", "namespace", unique, "--wait=false")
+    api_server.call("DELETE", f"/api/v1/namespaces/{unique}")

@@ -197,7 +197,7 @@ def test_bodies_that_cannot_be_read(http_api: Http, core: str) -> None:
 
 
 def test_yaml_is_taken_too(http_api: Http, core: str) -> None:
-    text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: y}\ndata:\n  day: monday\n"
+    text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: day}\ndata:\n  day: monday\n"
     answer = http_api("POST", f"{core}/configmaps", text, media="application/yaml")
     assert (answer.code, answer.body["data"]) == (201, {"day": "monday"})
 
@@ -275,7 +275,7 @@ def test_pods_that_are_refused(http_api: Http, core: str, spec: dict[str, Any], 
         "POST",
         f"{core}/serviceaccounts",
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}},
-    )  # noqa: E501
+    )
     answer = http_api("POST", f"{core}/pods", pod("a", **spec))
     assert answer.code == 422, answer.body
     assert text in answer.message
@@ -306,7 +306,7 @@ def test_stateful_sets_stay_what_they_are(http_api: Http, apps: str) -> None:
     claim = {
         "metadata": {"name": "d"},
         "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
-    }  # noqa: E501
+    }
     spec = {**deployment("a")["spec"], "serviceName": "h", "volumeClaimTemplates": [claim]}
     body = {"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "a"}, "spec": spec}
     found = http_api.ok("POST", f"{apps}/statefulsets", body)
