@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from types import FrameType
@@ -32,18 +33,21 @@ def run(entrypoint: str, agent: str | None, concurrency: int | None, port: int |
     # Until the loop listens to signals: process 1 of a container ignores what it has no handler for.
     signal.signal(signal.SIGTERM, _exit_now)
     from pydantic import ValidationError  # noqa: PLC0415 - everything below waits for the handler above
+    from pydantic_settings import SettingsError  # noqa: PLC0415
 
     from agenthive import loader  # noqa: PLC0415
     from agenthive.protocol import describe  # noqa: PLC0415
     from agenthive.settings import Settings  # noqa: PLC0415
 
-    termination_log = loader.DEFAULT_TERMINATION_LOG
+    # Read by hand: the reason that the settings cannot be read is to be left there, too.
+    termination_log = os.environ.get("AGENTHIVE_TERMINATION_LOG", loader.DEFAULT_TERMINATION_LOG)
     try:
         try:
             settings = _with(Settings(), agent=agent, concurrency=concurrency, http_port=port)
         except ValidationError as error:
             raise loader.ConfigurationError(f"AGENTHIVE_* environment: {describe(error)}") from error
-        termination_log = settings.termination_log
+        except SettingsError as error:
+            raise loader.ConfigurationError(f"AGENTHIVE_* environment: {error}: {error.__cause__}") from error
         _start(entrypoint, settings)
     except loader.ConfigurationError as error:
         _give_up(termination_log, str(error), EXIT_CONFIGURATION)

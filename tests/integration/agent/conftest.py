@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -138,6 +139,14 @@ class Process:
                 cwd=self.folder, env=self.environment, stdout=log, stderr=log,
             )  # fmt: skip
 
+    def command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Another command of the CLI in the same environment."""
+        return subprocess.run(
+            [sys.executable, "-m", "agenthive.cli", *arguments],
+            cwd=self.folder, env={**self.environment, **environment}, text=True, capture_output=True, check=False,
+            timeout=PATIENCE,
+        )  # fmt: skip
+
     def wait_for(self, text: str) -> None:
         """Until the process has printed ``text``."""
         assert self.popen is not None
@@ -174,6 +183,14 @@ class Process:
         if self.popen is not None and self.popen.poll() is None:
             self.popen.kill()
             self.popen.wait()
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 Start = Callable[..., Process]
