@@ -20,6 +20,7 @@ MAX_LOG_BYTES = 10 * 1024 * 1024
 RESTART_SECONDS = (0.2, 30.0)
 #: A child that ran this long, seconds, starts over with the first delay.
 GOOD_SECONDS = 60.0
+STOP_SECONDS = 12.0
 
 
 class LogFile:
@@ -85,13 +86,15 @@ class Child:
         self._process = Process(self._command, self._log.write, self._records)
         self._keeper = asyncio.create_task(self._keep(), name=self.name)
 
-    async def stop(self, grace_seconds: float) -> None:
-        """Signal, wait, SIGKILL after the grace."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
+    async def stop(self) -> None:
+        """Signal, wait, SIGKILL after ``STOP_SECONDS``. Stopping again does nothing."""
+        if self._keeper is None:
+            return
+        self._keeper.cancel()
+        await asyncio.gather(self._keeper, return_exceptions=True)
+        self._keeper = None
         if self._process is not None and self._process.running:
-            await self._process.stop(self._stop_signal, grace_seconds)
+            await self._process.stop(self._stop_signal, STOP_SECONDS)
         self._log.close()
 
     async def _keep(self) -> None:

@@ -10,44 +10,28 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import click
+import psutil
 
 from agenthive.cli.output import print_json, print_table
-from agenthive_operator.local import supervisor
 from agenthive_operator.local.client import ApiClient, ApiError, Connection
-from agenthive_operator.local.folder import DEFAULT_FOLDER, AlreadyUpError, Folder, FolderLock
-from agenthive_operator.local.kubelet.addresses import AddressError
+from agenthive_operator.local.folder import DEFAULT_FOLDER, DOWN_SECONDS, AlreadyUpError, Folder, FolderLock
 from agenthive_operator.local.kubelet.process import Records, StartError
 from agenthive_operator.local.objects import condition, is_ready
-from agenthive_operator.local.planes import PlaneError
 from agenthive_operator.local.resources import PODS, Obj, Resource
-from agenthive_operator.local.servers import EmbeddedServerError
+
+if TYPE_CHECKING:
+    from agenthive_operator.local.supervisor import Options, Report
 
 HIVES = Resource("agenthive.dev", "v1alpha1", "agenthives", "AgentHive")
 AGENTS = Resource("agenthive.dev", "v1alpha1", "agents", "Agent")
 
-#: How long `down` waits for an orderly end, seconds: both groups of pods, the operator, the API server.
-DOWN_SECONDS = 2 * supervisor.POD_GRACE_SECONDS + supervisor.OPERATOR_GRACE_SECONDS + 20
 #: By this a detached control plane tells `up` how it goes: the number of an open pipe.
 PROGRESS_VARIABLE = "AGENTHIVE_LOCAL_PROGRESS"
 READY = "ready"
-
-#: What keeps a control plane from coming up, with a text meant for people.
-KNOWN_ERRORS = (
-    supervisor.SupervisorError,
-    PlaneError,
-    AddressError,
-    EmbeddedServerError,
-    StartError,
-    ApiError,
-    aiohttp.ClientError,
-    OSError,
-    RuntimeError,
-    ValueError,
-)
 
 folder_option = click.option(
     "--dir",
@@ -84,13 +68,16 @@ def up(path: Path, detach: bool, kubeconfig: Path | None, port: int) -> None:
     _log_to_stderr()
     try:
         with folder.lock() as lock:
-            options = supervisor.Options(folder, kubeconfig, port)
-            asyncio.run(_up(options, lock, progress))
-    except (AlreadyUpError, *KNOWN_ERRORS) as error:
+            # Late: the other commands do without all of that.
+            from agenthive_operator.local.supervisor import Options  # noqa: PLC0415
+
+            asyncio.run(_up(Options(folder, kubeconfig, port), lock, progress))
+    except (RuntimeError, OSError, ValueError, StartError, ApiError, aiohttp.ClientError) as error:
+        # What keeps a control plane from coming up; our own errors are RuntimeErrors with a text meant for people.
         raise click.ClickException(str(error) or type(error).__name__) from error
 
 
-async def _up(options: supervisor.Options, lock: FolderLock, report: supervisor.Report) -> None:
+async def _up(options: Options, lock: FolderLock, report: Report) -> None:
     """Run until a signal comes; a signal during the start ends what has been started."""
     stop, ready = asyncio.Event(), asyncio.Event()
     serving = asyncio.create_task(_serve(options, lock, report, stop, ready), name="control-plane")
@@ -110,11 +97,11 @@ async def _up(options: supervisor.Options, lock: FolderLock, report: supervisor.
         report("stopped before it was ready")
 
 
-async def _serve(
-    options: supervisor.Options, lock: FolderLock, report: supervisor.Report, stop: asyncio.Event, ready: asyncio.Event
-) -> None:
+async def _serve(options: Options, lock: FolderLock, report: Report, stop: asyncio.Event, ready: asyncio.Event) -> None:
+    from agenthive_operator.local.supervisor import control_plane  # noqa: PLC0415
+
     began = time.monotonic()
-    async with supervisor.control_plane(options, lock, report):
+    async with control_plane(options, lock, report):
         report(f"up after {time.monotonic() - began:.1f} s; end it with Ctrl-C or 'agenthive local down'")
         report(f"export KUBECONFIG={options.kubeconfig or options.folder.kubeconfig}")
         ready.set()
@@ -124,7 +111,7 @@ async def _serve(
     report("stopped")
 
 
-def _progress() -> supervisor.Report:
+def _progress() -> Report:
     """Where progress is reported: the pipe of a waiting `up --detach`, else the terminal."""
     pipe = os.environ.pop(PROGRESS_VARIABLE, None)
     if pipe is None:
@@ -206,21 +193,29 @@ def down(path: Path) -> None:
     if not pid:
         raise click.ClickException(f"the lock on {folder.root} is held, but its file names no pid")
     os.kill(pid, signal.SIGTERM)
-    if not _wait_down(folder, DOWN_SECONDS):
+    if not _wait_down(folder, pid, DOWN_SECONDS):
         click.echo(f"not down after {DOWN_SECONDS:.0f} s: killing it", err=True)
         os.kill(pid, signal.SIGKILL)
-        _wait_down(folder, 10)
+        _wait_down(folder, pid, 10)
         Records(folder.processes).end_leftovers()
     click.echo(f"stopped (pid {pid}); state stays in {folder.root}")
 
 
-def _wait_down(folder: Folder, seconds: float) -> bool:
+def _wait_down(folder: Folder, pid: int, seconds: float) -> bool:
+    """Wait until the lock is free and the process that held it has ended."""
     deadline = time.monotonic() + seconds
-    while folder.holder() is not None:
+    while folder.holder() is not None or _runs(pid):
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.05)
+        time.sleep(0.02)
     return True
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @local.command()

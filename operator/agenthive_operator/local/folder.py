@@ -11,6 +11,10 @@ from types import TracebackType
 from typing import Any, Self
 
 DEFAULT_FOLDER = ".agenthive"
+#: How long pods get to end when the control plane goes down, seconds, whatever they ask for.
+POD_GRACE_SECONDS = 30.0
+#: How long `down` waits for an orderly end, seconds: two groups of pods, then the operator and the API server.
+DOWN_SECONDS = 2 * POD_GRACE_SECONDS + 30
 
 
 class AlreadyUpError(RuntimeError):

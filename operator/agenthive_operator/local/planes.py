@@ -9,14 +9,13 @@ import asyncio
 import os
 import secrets
 import socket
+import ssl
 import sys
 import time
 from pathlib import Path
 
 import aiohttp
 
-from agenthive_operator.local.apiserver.server import write_kubeconfig
-from agenthive_operator.local.apiserver.tls import ensure_tls
 from agenthive_operator.local.children import Child
 from agenthive_operator.local.client import ApiClient, ApiError, Connection
 from agenthive_operator.local.folder import Folder
@@ -24,7 +23,6 @@ from agenthive_operator.local.kubelet.process import Records
 
 ASSETS_VARIABLE = "KUBEBUILDER_ASSETS"
 START_SECONDS = 60.0
-STOP_SECONDS = 15.0
 
 
 class PlaneError(RuntimeError):
@@ -81,10 +79,10 @@ class Plane:
         assets = os.environ.get(ASSETS_VARIABLE)
         self.port = kept_port(folder.root / "port", port)
         self.name = "kube-apiserver" if assets else "the built-in API emulator"
-        self.is_real = bool(assets)
-        self.tls = ensure_tls(folder.root)
-        self.token = kept_token(folder.root / "token")
-        write_kubeconfig(folder.kubeconfig, self.url, self.tls.ca.read_bytes(), self.token)
+        #: What a kubelet must serve with for this API server; None: plain HTTP.
+        self.kubelet_tls: ssl.SSLContext | None = None
+        # That of last time may lead elsewhere; it is written again as soon as the server answers.
+        folder.kubeconfig.unlink(missing_ok=True)
         self._children = self._real(Path(assets)) if assets else [self._emulator()]
 
     @property
@@ -101,19 +99,26 @@ class Plane:
         for child in self._children:
             child.start()
         deadline = time.monotonic() + START_SECONDS
-        async with ApiClient(Connection.from_kubeconfig(self._folder.kubeconfig)) as client:
-            while all(child.exit_code is None for child in self._children) and time.monotonic() < deadline:
-                try:
-                    await client.request("GET", "/api/v1/namespaces/default")
-                    return
-                except (ApiError, aiohttp.ClientError, TimeoutError, OSError):
-                    await asyncio.sleep(0.05)
+        while all(child.exit_code is None for child in self._children) and time.monotonic() < deadline:
+            if await self._answers():
+                return
+            await asyncio.sleep(0.05)
         raise PlaneError(f"{self.name} did not come up; the end of its log:\n{tail(self._folder.api_log)}")
+
+    async def _answers(self) -> bool:
+        if not self._folder.kubeconfig.exists():
+            return False
+        try:
+            async with ApiClient(Connection.from_kubeconfig(self._folder.kubeconfig)) as client:
+                await client.request("GET", "/api/v1/namespaces/default")
+        except (ApiError, aiohttp.ClientError, TimeoutError, OSError):
+            return False
+        return True
 
     async def stop(self) -> None:
         """End it, the last started first."""
         for child in reversed(self._children):
-            await child.stop(STOP_SECONDS)
+            await child.stop()
 
     def _emulator(self) -> Child:
         module = "agenthive_operator.local.apiserver"
@@ -126,11 +131,17 @@ class Plane:
                 raise PlaneError(
                     f"{ASSETS_VARIABLE} is {assets}, where no {program} is: unset it, or name a folder with both"
                 )
-        root, tls = self._folder.root, self.tls
+        # Here alone: the package brings the whole emulator along.
+        from agenthive_operator.local.apiserver import ensure_tls, write_kubeconfig  # noqa: PLC0415
+
+        root = self._folder.root
+        tls, token = ensure_tls(root), kept_token(root / "token")
+        self.kubelet_tls = tls.server_context()
+        write_kubeconfig(self._folder.kubeconfig, self.url, tls.ca.read_bytes(), token)
         client, peer = free_port(), free_port()
         tokens = root / "tokens.csv"
         tokens.touch(mode=0o600)
-        tokens.write_text(f"{self.token},agenthive-local,agenthive-local,system:masters\n")
+        tokens.write_text(f"{token},agenthive-local,agenthive-local,system:masters\n")
         etcd = [
             str(assets / "etcd"), f"--data-dir={root / 'etcd'}", f"--listen-client-urls=http://127.0.0.1:{client}",
             f"--advertise-client-urls=http://127.0.0.1:{client}", f"--listen-peer-urls=http://127.0.0.1:{peer}",

@@ -14,12 +14,11 @@ from pathlib import Path
 
 import aiohttp
 
-from agenthive_operator.api.crd import crd_manifests
 from agenthive_operator.local import servers
 from agenthive_operator.local.children import Child
 from agenthive_operator.local.client import ApiClient, Connection
 from agenthive_operator.local.controllers.manager import Controllers
-from agenthive_operator.local.folder import Folder, FolderLock
+from agenthive_operator.local.folder import POD_GRACE_SECONDS, Folder, FolderLock
 from agenthive_operator.local.informer import Informers
 from agenthive_operator.local.kubelet.addresses import Addresses
 from agenthive_operator.local.kubelet.kubelet import NODE, Kubelet, logs_root
@@ -27,14 +26,11 @@ from agenthive_operator.local.kubelet.pod import make_places
 from agenthive_operator.local.kubelet.process import Records
 from agenthive_operator.local.objects import condition
 from agenthive_operator.local.planes import Plane, free_port, tail
-from agenthive_operator.local.resources import CRDS
+from agenthive_operator.local.resources import CRDS, Obj
 
 logger = logging.getLogger(__name__)
 
 FIELD_MANAGER = "agenthive-local"
-#: How long pods get to end when the control plane goes down, each seconds, whatever they ask for.
-POD_GRACE_SECONDS = 30.0
-OPERATOR_GRACE_SECONDS = 10.0
 OPERATOR_START_SECONDS = 60.0
 CRD_SECONDS = 30.0
 OPERATOR_PORT = 8081
@@ -72,29 +68,31 @@ async def control_plane(options: Options, lock: FolderLock, report: Report) -> A
     ended = await asyncio.to_thread(records.end_leftovers)
     if ended:
         report(f"ended {ended} processes that an earlier run left behind")
+    # Takes as long as the API server does to start.
+    manifests = asyncio.create_task(asyncio.to_thread(_crd_manifests))
     async with contextlib.AsyncExitStack() as stack:
+        stack.callback(manifests.cancel)
         if options.kubeconfig is not None:
-            kubeconfig = options.kubeconfig.absolute()
-            client = await stack.enter_async_context(ApiClient(Connection.from_kubeconfig(kubeconfig)))
-            await _apply_crds(client, report)
+            kubeconfig, server = options.kubeconfig.absolute(), str(options.kubeconfig)
             probe = f"127.0.0.1:{free_port(OPERATOR_PORT)}"
-            server = str(kubeconfig)
+            client = await stack.enter_async_context(ApiClient(Connection.from_kubeconfig(kubeconfig)))
+            await _apply_crds(client, await manifests, report)
+            operator = await _start_operator(stack, folder, kubeconfig, probe, records)
         else:
             plane = Plane(folder, records, port=options.port)
             stack.push_async_callback(_ended, plane.stop, report, "API server")
             began = time.monotonic()
             await plane.start()
             report(f"{plane.name} serves on {plane.url} ({time.monotonic() - began:.1f} s)")
-            kubeconfig = folder.kubeconfig
+            kubeconfig, server = folder.kubeconfig, plane.url
             client = await stack.enter_async_context(ApiClient(Connection.from_kubeconfig(kubeconfig)))
-            await _apply_crds(client, report)
+            await _apply_crds(client, await manifests, report)
             addresses = Addresses(folder.addresses, folder.root)
-            await stack.enter_async_context(_node(folder, client, plane, addresses, records, report))
             probe = f"{addresses.node}:{OPERATOR_PORT}"
-            server = plane.url
-        operator = _operator(folder, kubeconfig, probe, records)
-        stack.push_async_callback(_ended, lambda: operator.stop(OPERATOR_GRACE_SECONDS), report, "operator")
-        operator.start()
+            # The operator starts while controllers and kubelet do; it ends before them.
+            operator = await _start_operator(stack, folder, kubeconfig, probe, records)
+            await stack.enter_async_context(_node(folder, client, plane, addresses, records, report))
+        stack.push_async_callback(_ended, operator.stop, report, "operator")
         await _operator_ready(folder, operator, probe)
         report("the operator watches")
         lock.describe(started=time.time(), server=server, kubeconfig=str(kubeconfig), probe=probe)
@@ -114,8 +112,7 @@ async def _node(
         places=places,
         addresses=addresses,
         records=records,
-        # The real API server has no token to show; it wants TLS instead.
-        tls=plane.tls.server_context() if plane.is_real else None,
+        tls=plane.kubelet_tls,
     )
     running: asyncio.Task[None] | None = None
     try:
@@ -144,13 +141,19 @@ async def _ended(stop: Callable[[], Awaitable[None]], report: Report, what: str)
     report(f"{what} has ended")
 
 
-async def _apply_crds(client: ApiClient, report: Report) -> None:
+def _crd_manifests() -> list[Obj]:
+    # Late: the API models cost half a second, which nobody needs before the API server answers.
+    from agenthive_operator.api.crd import crd_manifests  # noqa: PLC0415
+
+    return crd_manifests()
+
+
+async def _apply_crds(client: ApiClient, manifests: list[Obj], report: Report) -> None:
     """Apply the CRDs and wait until they are served.
 
     Raises:
         SupervisorError: they are not, in time.
     """
-    manifests = await asyncio.to_thread(crd_manifests)
     for manifest in manifests:
         await client.apply(CRDS, manifest, manager=FIELD_MANAGER)
     deadline = time.monotonic() + CRD_SECONDS
@@ -163,10 +166,15 @@ async def _apply_crds(client: ApiClient, report: Report) -> None:
     report(f"{len(manifests)} CRDs applied")
 
 
-def _operator(folder: Folder, kubeconfig: Path, probe: str, records: Records) -> Child:
+async def _start_operator(
+    stack: contextlib.AsyncExitStack, folder: Folder, kubeconfig: Path, probe: str, records: Records
+) -> Child:
     argv = [sys.executable, "-P", "-m", "agenthive_operator", "--resolve-services", "--probe-address", probe]
     env = {**os.environ, "KUBECONFIG": str(kubeconfig)}
-    return Child("operator", argv, env=env, cwd=folder.root, log=folder.operator_log, records=records)
+    operator = Child("operator", argv, env=env, cwd=folder.root, log=folder.operator_log, records=records)
+    operator.start()
+    stack.push_async_callback(operator.stop)
+    return operator
 
 
 async def _operator_ready(folder: Folder, operator: Child, probe: str) -> None:

@@ -32,7 +32,11 @@ def main(argv: list[str]) -> None:
     # Python ignores these; a program must start with the defaults.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-    os.execv(program, arguments)  # noqa: S606 - the point of this module
+    try:
+        os.execv(program, arguments)  # noqa: S606 - the point of this module
+    except OSError as error:
+        sys.stderr.write(f"exec {program}: {error.strerror}\n")
+        sys.exit(126)
 
 
 if __name__ == "__main__":
