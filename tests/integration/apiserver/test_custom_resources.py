@@ -28,7 +28,8 @@ def widgets(http_api: Http, kube_namespace: str, unique: str) -> Iterator[str]:
             "mode": {"type": "string", "enum": ["on", "off"], "default": "on", "maxLength": 5},
             "names": {"type": "array", "items": {"type": "string"}, "x-kubernetes-list-type": "set", "maxItems": 3},
             "parts": {
-                "type": "array", "minItems": 1, "maxItems": 5, "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["id"],
+                "type": "array", "minItems": 1, "maxItems": 5, "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["id"],
                 "items": {
                     "type": "object", "required": ["id"],
                     "properties": {

@@ -8,7 +8,7 @@ import orjson
 import yaml
 from aiohttp import web
 
-from . import errors
+from . import errors, protobuf
 from .errors import ApiError, Json
 
 _JSON = "application/json"
@@ -26,8 +26,10 @@ def parse(data: bytes, media: str) -> Any:
     """A body as JSON values.
 
     Raises:
-        ApiError: 415 for other formats (protobuf, CBOR), 400 for broken ones.
+        ApiError: 415 for other formats (CBOR, most of protobuf), 400 for broken ones.
     """
+    if media.partition(";")[0].strip() == protobuf.MEDIA:
+        return protobuf.parse(data)
     if media.partition(";")[0].strip() not in ("", _JSON, _YAML, *PATCHES):
         raise errors.unsupported_media_type(
             f"the body of the request was in an unknown format - accepted media types include: {_JSON}, {_YAML}"
