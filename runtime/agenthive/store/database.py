@@ -131,8 +131,24 @@ class _PooledConnection(_Base):
         """Say whether this loan leaves the session as it found it."""
         self._clean = clean
 
+    def abandon(self) -> None:
+        """Cut the connection, if it is not cut already."""
+        if not self.is_closed():
+            self.terminate()
+
     def get_reset_query(self) -> str:
         return "" if self._clean else super().get_reset_query()
+
+
+def _one_line(record: logging.LogRecord) -> bool:
+    """While PostgreSQL is away asyncpg's pool reports each try with sixty lines of traceback: the error is enough."""
+    if record.exc_info and record.exc_info[1] is not None:
+        record.msg, record.args = f"{record.getMessage()}: {record.exc_info[1]}", None
+        record.exc_info = None
+    return True
+
+
+logging.getLogger("asyncpg.pool").addFilter(_one_line)
 
 
 async def _prepare(connection: Any) -> None:
@@ -313,6 +329,15 @@ class Database:
             self.pool.terminate()
 
 
+def is_broken(error: BaseException) -> bool:
+    """True if a statement may still be on its way, so that nothing is to wait for its connection any more.
+
+    Rolling back or giving the connection back would wait for the server's answer to it: who cancels, a timeout most of
+    all, does not want that, and after a loss there is none.
+    """
+    return isinstance(error, asyncio.CancelledError) or is_connection_loss(error)
+
+
 def _is_loss(error: BaseException) -> bool:
     return isinstance(error, StoreUnavailable) or is_connection_loss(error)
 
@@ -324,6 +349,7 @@ class _Loan:
         self._database = database
         self._connection: Any = None
         self._leaves_clean: Callable[[bool], None]
+        self._abandon: Callable[[], None]
 
     async def __aenter__(self) -> Connection:
         database = self._database
@@ -339,17 +365,16 @@ class _Loan:
             raise _connect_error(error, database.address) from error
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise _connect_error(error, database.address) from error
-        # The method of the connection itself: its proxy lets go of it when it is lost.
+        # Methods of the connection itself: its proxy lets go of it when it is lost.
         self._leaves_clean = self._connection.leaves_clean
+        self._abandon = self._connection.abandon
         return self._connection
 
     async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
         # A reset costs a round trip; after an error the session may be in any state, so it is worth one.
         self._leaves_clean(kind is None)
-        if kind is asyncio.CancelledError:
-            # A statement may be on its way. Giving the connection back would wait for the server's answer, and who
-            # cancels, a timeout most of all, is not to wait for that.
-            self._connection.terminate()
+        if error is not None and is_broken(error):
+            self._abandon()
         try:
             await self._database.pool.release(self._connection)
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):

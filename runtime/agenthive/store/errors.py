@@ -95,8 +95,11 @@ def is_connection_loss(error: BaseException) -> bool:
     if isinstance(error, asyncpg.PostgresError):
         return sqlstate(error) in _TRANSIENT_STATES or sqlstate(error).startswith("08")
     if isinstance(error, asyncpg.InterfaceError):
-        # asyncpg has no class of its own for a call on a connection that went away under it; DataError is a ValueError.
-        return not isinstance(error, ValueError) and "clos" in str(error)
+        # asyncpg has no class of its own for a call on a connection that went away under it, between two statements:
+        # "connection is closed", "connection has been released back to the pool". DataError, a ValueError, is no loss.
+        return not isinstance(error, ValueError) and any(
+            word in str(error) for word in ("closed", "closing", "released")
+        )
     return isinstance(error, OSError | TimeoutError | asyncpg.InternalClientError)
 
 

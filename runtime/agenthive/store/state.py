@@ -5,21 +5,16 @@ Reads of concurrent callers become one query, writes one statement and one commi
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-import asyncpg
-
 from agenthive.store import codec
 from agenthive.store.batch import Batcher
-from agenthive.store.database import RETRY_SECONDS, Connection, Database
+from agenthive.store.database import RETRY_SECONDS, Connection, Database, is_broken
 from agenthive.store.errors import InvalidValue, StoreError, StoreUnavailable, VersionConflict
 from agenthive.store.fold import Current, Folded, Key, Row, Write, fold, is_plain
 from agenthive.store.statements import StateSql
-
-logger = logging.getLogger(__name__)
 
 #: The owner of what all agents of a hive share; no agent's name is empty.
 SHARED = ""
@@ -262,8 +257,9 @@ class StateLanes:
             try:
                 folded = fold(writes, *await self._lock(connection, keys))
                 complete = await self._apply(connection, folded)
-            except BaseException:
-                await _roll_back(transaction)
+            except BaseException as error:
+                if not is_broken(error):
+                    await transaction.rollback()
                 raise
             if not complete:
                 await transaction.rollback()
@@ -302,14 +298,6 @@ class StateLanes:
         if folded.deletes:
             await connection.execute(self._sql.delete, *_columns(folded.deletes))
         return True
-
-
-async def _roll_back(transaction: Any) -> None:
-    try:
-        await transaction.rollback()
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-        # The connection is gone, and the transaction with it; the error that led here is being raised.
-        logger.debug("roll-back on a lost connection", exc_info=True)
 
 
 def _doubt(conflict: VersionConflict) -> StoreUnavailable:

@@ -20,19 +20,6 @@ from agenthive.store import Store, StoreError, StoreUnavailable, VersionConflict
 PATIENCE = 30.0
 
 
-def restart(server: Any) -> None:
-    """Start again; a backend that outlived the postmaster by a moment still holds its shared memory."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            server.start()
-        except RuntimeError:
-            if time.monotonic() > deadline:
-                raise
-        else:
-            return
-
-
 @pytest.fixture
 async def store(own_postgres: Any, scope: HiveScope) -> AsyncIterator[Store]:
     """A store on a PostgreSQL of the test's own."""
@@ -104,7 +91,7 @@ async def test_sigkill_in_the_middle_of_writes(store: Store, own_postgres: Any) 
         goal = writers.done + 2000
         await until(lambda goal=goal: writers.done > goal, "writes before the kill")
         own_postgres.kill()
-        await asyncio.to_thread(restart, own_postgres)
+        await asyncio.to_thread(own_postgres.start)
     goal = writers.done + 2000
     await until(lambda: writers.done > goal, "writes after the last restart")
     writers.halt = True
@@ -131,7 +118,7 @@ async def test_operations_wait_for_a_restart(store: Store, own_postgres: Any) ->
     with pytest.raises(StoreUnavailable):
         await store.ping()
     assert not any(task.done() for task in waiting)
-    await asyncio.to_thread(restart, own_postgres)
+    await asyncio.to_thread(own_postgres.start)
     assert await waiting[0] == 1
     await asyncio.gather(*waiting[1:])
     assert (await store.state.get_versioned("k")).version == version
@@ -150,7 +137,7 @@ async def test_patience_ends(store: Store, own_postgres: Any, monkeypatch: pytes
     assert {type(result) for result in results} == {StoreUnavailable}
     assert all("cannot be reached" in str(result) for result in results)
     assert time.monotonic() - started < 10
-    await asyncio.to_thread(restart, own_postgres)
+    await asyncio.to_thread(own_postgres.start)
     assert await store.state.get("k0") is None, "and the store goes on; what raised is not there"
     await store.state.set("k0", 0)
 
@@ -176,6 +163,30 @@ async def test_connections_cut_by_the_server_are_replaced(store: Store) -> None:
     await asyncio.gather(*workers)
     assert cuts > 0
     assert len(await store.state.list(limit=2000)) == 1000
+
+
+async def test_a_connection_lost_between_two_statements_of_a_transaction(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = store._lanes._lock
+    tries = []
+
+    async def lock_and_lose(connection: Any, keys: Any) -> Any:
+        found = await lock(connection, keys)
+        tries.append(len(keys))
+        if len(tries) == 1:
+            admin = await asyncpg.connect(store._database.address.dsn)
+            await admin.execute(
+                "SELECT pg_terminate_backend($1, 5000)", await connection.fetchval("SELECT pg_backend_pid()")
+            )
+            await admin.close()
+            await until(connection.is_closed, "the client noticed")
+        return found
+
+    monkeypatch.setattr(store._lanes, "_lock", lock_and_lose)
+    assert await store.state.set("k", 1, expect_version=0)
+    assert tries == [1, 1]
+    assert await store.state.get("k") == 1
 
 
 async def test_a_lost_answer_to_a_commit_is_doubt_and_not_a_conflict(
@@ -227,7 +238,7 @@ async def test_connecting_waits_if_asked(store: Store, own_postgres: Any, scope:
     with pytest.raises(StoreUnavailable, match="cannot be reached"):
         await Store.connect(own_postgres.url(), scope, agent="x")
     opening = asyncio.create_task(Store.connect(own_postgres.url(), scope, agent="x", wait_seconds=PATIENCE))
-    await asyncio.to_thread(restart, own_postgres)
+    await asyncio.to_thread(own_postgres.start)
     async with await opening as other:
         await other.state.set("k", 1)
 
@@ -244,7 +255,7 @@ async def test_the_message_log_outlasts_an_outage(store: Store, own_postgres: An
             attempts=1,
             created_at=datetime.now(UTC),
         )
-    await asyncio.to_thread(restart, own_postgres)
+    await asyncio.to_thread(own_postgres.start)
     await store.messages.flush()
     assert len(await store.messages.recent(limit=1000)) == 100
     assert store.messages.dropped == 0
@@ -275,7 +286,7 @@ async def test_an_upgrade_that_is_killed_is_finished_by_the_next(own_postgres: A
         await asyncio.sleep(0.02)  # somewhere in the middle, or not: any point must do
         own_postgres.kill()
         await asyncio.gather(task, return_exceptions=True)
-        await asyncio.to_thread(restart, own_postgres)
+        await asyncio.to_thread(own_postgres.start)
     await upgrade(own_postgres.url(), schema)
     async with await Store.connect(own_postgres.url(), scope, agent="x", pool=PostgresPool(min_size=0)) as store:
         assert await store.maintain() == []

@@ -119,6 +119,7 @@ def test_translate(error: BaseException, kind: type[StoreError], text: str) -> N
         (ConnectionResetError(), True, False, False),
         (ssl.SSLError("bad"), True, False, True),
         (asyncpg.InterfaceError("connection is closed"), True, False, True),
+        (asyncpg.InterfaceError("connection has been released back to the pool"), True, False, True),
         (asyncpg.InterfaceError("cannot perform operation: another operation is in progress"), False, False, True),
         (asyncpg.DataError("bad"), False, False, True),
         (server_error(asyncpg.CrashShutdownError), True, False, False),
