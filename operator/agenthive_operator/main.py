@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import click
 import kopf
@@ -34,6 +34,7 @@ LOGIN_MINUTES: Final = 10
 """kopf logs in again this often, so that a rotated token is picked up."""
 STUCK_SECONDS: Final = 300.0
 """A key that waits or is handled for longer means that the queue is stuck."""
+SWITCH_SECONDS: Final = 0.0005
 STALLED_SECONDS: Final = 15.0
 """The controller's loop beats every second; silence for this long means that it hangs."""
 
@@ -44,6 +45,21 @@ class EndlessBackoffs:
     def __iter__(self) -> Iterator[float]:
         for attempt in itertools.count():
             yield random.uniform(0.1, min(30.0, 0.5 * 2 ** min(attempt, 10)))  # noqa: S311 - jitter
+
+
+class NoDiffs(kopf.DiffBaseStorage):
+    """kopf compares each object with its former self, which deep-copies it, for handlers that we do not have."""
+
+    def build(self, *, body: kopf.Body, extra_fields: Any = None) -> kopf.BodyEssence:
+        """Nothing of any body is compared."""
+        return cast(kopf.BodyEssence, {})
+
+    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
+        """Nothing is stored."""
+        return None
+
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
+        """Nothing is to be stored."""
 
 
 def settings() -> kopf.OperatorSettings:
@@ -60,7 +76,7 @@ def settings() -> kopf.OperatorSettings:
     # Nothing here makes kopf write to an object; should that ever change, it is not under its default names.
     chosen.persistence.finalizer = "agenthive.dev/kopf"
     chosen.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix="kopf.agenthive.dev", v1=False)
-    chosen.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix="kopf.agenthive.dev", v1=False)
+    chosen.persistence.diffbase_storage = NoDiffs()
     for resource in CHILDREN:
         chosen.watching.label_selectors[_selector(resource)] = SELECTOR
     return chosen
@@ -74,6 +90,7 @@ def wire(observe: Callable[[str | None, Object], None], health: Callable[[], Hea
     """Handlers: every event of both kinds and of labelled children goes to ``observe``; probes ask ``health``."""
     registry = kopf.OperatorRegistry()
     for resource in (*CUSTOM, *CHILDREN):
+        # A coroutine: kopf would run a plain function in a thread pool, one hop per event.
         # rbac: agenthive.dev/agenthives list,watch
         # rbac: agenthive.dev/agents list,watch
         # rbac: apps/deployments list,watch
@@ -82,7 +99,7 @@ def wire(observe: Callable[[str | None, Object], None], health: Callable[[], Hea
         # rbac: core/namespaces list,watch
         # rbac: apiextensions.k8s.io/customresourcedefinitions list,watch
         @kopf.on.event(*_selector(resource), id=f"watch-{resource.plural}", registry=registry)
-        def _watch(event: Mapping[str, Any], kind: str = resource.kind, **_: Any) -> None:
+        async def _watch(event: Mapping[str, Any], kind: str = resource.kind, **_: Any) -> None:
             observe(event["type"], {**event["object"], "kind": kind})
 
     @kopf.on.login(id="login", registry=registry)
@@ -218,6 +235,15 @@ async def _serve(options: Options, probe_address: str | None) -> bool:
     return await operate(options, probe_address=probe_address, stop=stop)
 
 
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it is installed: it is not on every platform."""
+    try:
+        import uvloop  # noqa: PLC0415 - optional
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option(
     "--namespace", "namespaces", multiple=True, envvar="AGENTHIVE_OPERATOR_NAMESPACES",
@@ -271,6 +297,10 @@ def main(
         cleanup_seconds=cleanup_seconds,
         resync_seconds=resync_seconds,
     )
-    asked = asyncio.run(_serve(options, probe_address))
+    # Two threads share the interpreter, kopf's and ours, and ours does much I/O: with the default of 5 ms each system
+    # call of ours may wait that long to go on.
+    sys.setswitchinterval(SWITCH_SECONDS)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        asked = runner.run(_serve(options, probe_address))
     if not asked:
         raise SystemExit("the operator ended without having been asked to; see the log above")

@@ -40,7 +40,7 @@ async def test_every_watched_kind_hands_its_events_over() -> None:
     handlers = list(registry._watching.get_all_handlers())
     assert len(handlers) == 8
     for handler in handlers:
-        handler.fn(event={"type": "ADDED", "object": {"metadata": {"name": "x"}}})  # type: ignore[call-arg]
+        await handler.fn(event={"type": "ADDED", "object": {"metadata": {"name": "x"}}})  # type: ignore[call-arg, misc]
     assert {obj["kind"] for _, obj in seen} == {
         "AgentHive", "Agent", "Deployment", "StatefulSet", "Service", "Secret", "ConfigMap", "Pod",
     }  # fmt: skip
