@@ -298,3 +298,49 @@ async def test_a_kube_connection_needs_a_configuration(monkeypatch: pytest.Monke
     monkeypatch.setenv("KUBECONFIG", "/nonexistent")
     with pytest.raises(connections.config.ConfigException):
         await Kube.connect()
+
+
+@pytest.mark.usefixtures("operator")
+async def test_a_larger_volume_grows_by_its_claim(cluster: Cluster, api_server: Any) -> None:
+    await cluster.create("AgentHive", "demo", spec={"redis": {"managed": {"storage": {"size": "1Gi"}}}})
+    stateful_set = await cluster.exists("StatefulSet", "demo-redis")
+    (template,) = stateful_set["spec"]["volumeClaimTemplates"]
+    claim = {"accessModes": template["spec"]["accessModes"], "resources": template["spec"]["resources"]}
+    await cluster.create("PersistentVolumeClaim", "data-demo-redis-0", spec=claim)
+    await cluster.patch("AgentHive", "demo", spec={"redis": {"managed": {"storage": {"size": "2Gi"}}}})
+    if api_server.real:  # refuses to resize a claim that no volume is bound to
+        told = await cluster.condition("AgentHive", "demo", "Ready", "False", "ApplyRejected")
+        assert "data-demo-redis-0" in told["message"]
+        return
+
+    async def grown() -> bool:
+        found = await cluster.need("PersistentVolumeClaim", "data-demo-redis-0")
+        return bool(found["spec"]["resources"]["requests"]["storage"] == "2Gi")
+
+    await cluster.until("the claim asks for 2Gi", grown)
+    assert (await cluster.need("StatefulSet", "demo-redis"))["metadata"]["generation"] == 1
+
+
+async def test_an_operator_that_starts_while_redis_is_down_leaves_agents_as_they_are(
+    cluster: Cluster, options: Options, own_valkey: Any, postgres_url: str
+) -> None:
+    async with running_operator(options):
+        await cluster.external_hive("demo", own_valkey.url, postgres_url)
+        await cluster.agent("greeter", "demo")
+        before = await cluster.exists("Deployment", "greeter")
+        secret = await cluster.need("Secret", "greeter-agenthive")
+    own_valkey.kill()
+    async with running_operator(options):
+        await cluster.condition("AgentHive", "demo", "RedisReady", "False", "Unreachable")
+        await cluster.condition("Agent", "greeter", "HiveReady", "False", "HiveNotReady")
+        assert (await cluster.need("Deployment", "greeter"))["spec"] == before["spec"]
+        assert (await cluster.need("Secret", "greeter-agenthive"))["data"] == secret["data"]
+        await cluster.agent("second", "demo")
+        await cluster.condition("Agent", "second", "Ready", "False", "HiveNotReady")
+        assert await cluster.get("Deployment", "second") is None, "a first start waits for the hive"
+        await cluster.patch("Agent", "greeter", spec={"replicas": 3})
+
+        async def scaled() -> bool:
+            return bool((await cluster.need("Deployment", "greeter"))["spec"]["replicas"] == 3)
+
+        await cluster.until("a running agent still follows its spec", scaled)
