@@ -21,7 +21,6 @@ from agenthive.health import HealthServer
 from agenthive.loader import ConfigurationError, last_line, place
 from agenthive.outage import FIRST_DELAY, Outage
 from agenthive.settings import Settings
-from agenthive.store.errors import SchemaTooNew, StoreError
 from agenthive.telemetry import Telemetry
 from agenthive.worker import Worker
 
@@ -116,7 +115,7 @@ class Runner:
                 raise StartFailed(f"start hook {hook.where} failed: {last_line(error)}; {place(error)}") from error
         consumer = bus.consumer(self.name, pod=self.pod, topics=self.settings.topics)
         try:
-            if await self._persist(self._bus_outage, "start", _returning_true(consumer.start)) is None:
+            if await self._persist(self._bus_outage, "start", _returning_true(consumer.start), BusError) is None:
                 return
             self._worker = Worker(
                 self.agent,
@@ -164,7 +163,10 @@ class Runner:
                 client_name=self.pod,
             )
 
-        bus = await self._persist(self._bus_outage, "connect", connect)
+        try:
+            bus = await self._persist(self._bus_outage, "connect", connect, BusError)
+        except ValueError as error:
+            raise ConfigurationError(f"AGENTHIVE_REDIS_URL: {error}") from error
         if bus is not None:
             stack.push_async_callback(bus.aclose)
         return bus
@@ -173,7 +175,8 @@ class Runner:
         url = self.settings.postgres_url
         if url is None:
             return None
-        from agenthive.store import Store  # noqa: PLC0415 - asyncpg costs 50 ms that an agent without a store saves
+        # asyncpg costs 60 ms and 8 MiB that an agent without a store saves
+        from agenthive.store import SchemaTooNew, Store, StoreError  # noqa: PLC0415
 
         async def connect() -> Store:
             return await Store.connect(
@@ -185,22 +188,35 @@ class Runner:
                 message_log=self.settings.message_log,
             )
 
-        store = await self._persist(self._store_outage, "connect", connect)
+        try:
+            store = await self._persist(self._store_outage, "connect", connect, StoreError, never=SchemaTooNew)
+        except SchemaTooNew as error:
+            raise ConfigurationError(str(error)) from error
         if store is not None:
             stack.push_async_callback(store.aclose)
         return store
 
-    async def _persist(self, outage: Outage, operation: str, attempt: Callable[[], Awaitable[T]]) -> T | None:
-        """Try until it works; None if the process stops first."""
+    async def _persist(
+        self,
+        outage: Outage,
+        operation: str,
+        attempt: Callable[[], Awaitable[T]],
+        passing: type[Exception],
+        *,
+        never: type[Exception] | tuple[type[Exception], ...] = (),
+    ) -> T | None:
+        """Try until it works; None if the process stops first.
+
+        Args:
+            passing: errors that trying again may cure; all others are raised, and of these ``never``.
+        """
         delay = FIRST_DELAY
         while not self.stop.is_set():
             try:
                 result = await attempt()
-            except SchemaTooNew as error:
-                raise ConfigurationError(str(error)) from error
-            except (BusError, StoreError, ValueError) as error:
-                if isinstance(error, ValueError) and not isinstance(error, StoreError):
-                    raise ConfigurationError(f"cannot {operation}: {error}") from error
+            except never:
+                raise
+            except passing as error:
                 delay = await outage.wait(operation, error, delay)
             else:
                 outage.over()
@@ -227,6 +243,8 @@ class Runner:
     async def _check_store(self) -> str:
         if self._store is None:
             return ""
+        from agenthive.store import StoreError  # noqa: PLC0415 - loaded by now
+
         now = time.monotonic()
         if now - self._store_checked >= STORE_CHECK_SECONDS:
             self._store_checked = now

@@ -37,7 +37,6 @@ from agenthive.handling import (
 )
 from agenthive.outage import FIRST_DELAY, LONGEST_DELAY, Outage
 from agenthive.protocol import describe
-from agenthive.store.errors import StoreError
 
 if TYPE_CHECKING:
     from agenthive.bus import Consumer, Delivery
@@ -217,7 +216,7 @@ class Worker:
         return await result if inspect.isawaitable(result) else result
 
     def _note(self, run: Run, verdict: Verdict, error: BaseException | None) -> None:
-        if isinstance(error, StoreError):
+        if type(error).__module__.startswith("agenthive.store"):  # not imported where there is no store
             self._figures.store_errors["handler"] += 1
         elif isinstance(error, BusUnavailable):
             self._figures.bus_errors["handler"] += 1
@@ -271,6 +270,8 @@ class Worker:
         if not message.delivery_options.persistent:
             return
         assert self._message_log is not None
+        from agenthive.store import InvalidValue  # noqa: PLC0415 - asyncpg, which an agent without a store never loads
+
         max_retries = self._resources.settings.messaging.max_retries
         status, error = outcome(verdict, message, delivery.attempt, max_retries)
         try:
@@ -285,7 +286,7 @@ class Worker:
                 error=error,
                 body=message.body,
             )
-        except StoreError as unfit:
+        except InvalidValue as unfit:
             self._figures.store_errors["message_log"] += 1
             log.warning("not written to the message log: %s", unfit)
 
