@@ -36,7 +36,8 @@ class Client:
     async def __call__(
         self, method: str, path: str, body: Any = None, media: str = "application/json"
     ) -> tuple[int, Any]:
-        data = body if isinstance(body, bytes | None) else orjson.dumps(body)
+        raw = body if isinstance(body, bytes | None) else orjson.dumps(body)
+        data = io.BytesIO(raw) if raw is not None else None
         headers = {"Content-Type": media} if data is not None else {}
         async with self.session.request(method, self.server.url + path, data=data, headers=headers) as answer:
             text = await answer.read()

@@ -163,7 +163,7 @@ def _container(container: Json, here: str, volumes: set[str]) -> list[FieldError
         elif not _ENV_NAME.match(env["name"]):
             text = "a valid environment variable name must consist only of printable ASCII characters other than '='"
             found.append(errors.invalid(f"{where}.name", env["name"], text))
-        if env.get("value") and env.get("valueFrom"):
+        if env.get("value") and "valueFrom" in env:
             text = "may not be specified when `value` is not empty"
             found.append(errors.invalid(f"{where}.valueFrom", "", text))
     paths: set[str] = set()

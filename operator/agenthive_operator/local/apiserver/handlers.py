@@ -47,7 +47,9 @@ class Api:
         self.reader = Reader(store, self.registry)
         self.openapi = OpenApi(self.registry)
         self.kubelets: aiohttp.ClientSession | None = None
-        self._authorization = f"Bearer {token}".encode()
+        #: What clients must send, and what the server itself shows to kubelets.
+        self.authorization = f"Bearer {token}"
+        self._authorization = self.authorization.encode()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; whatever goes wrong becomes a Status."""

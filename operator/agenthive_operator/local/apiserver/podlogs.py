@@ -69,7 +69,7 @@ async def proxy_log(api: Api, request: web.BaseRequest, target: Target) -> web.S
         # A followed log has no end.
         api.kubelets = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None, sock_connect=5))
     try:
-        async with api.kubelets.get(url, params=query) as answer:
+        async with api.kubelets.get(url, params=query, headers={"Authorization": api.authorization}) as answer:
             if answer.status != 200:
                 text = (await answer.text()).strip()
                 code = answer.status if answer.status in (400, 404) else 500
