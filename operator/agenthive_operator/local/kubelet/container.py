@@ -33,6 +33,8 @@ MAX_MESSAGE = 4096
 SERVICE_WAIT_SECONDS = 30.0
 #: Between two tries to prepare a container that lacks something, seconds.
 PREPARE_RETRY_SECONDS = (0.25, 5.0)
+#: Where a process listens: all pods share one network here, so each has an address of its own.
+BIND = "AGENTHIVE_BIND"
 TERMINATION_LOG = "AGENTHIVE_TERMINATION_LOG"
 
 
@@ -141,7 +143,10 @@ class Container:
         pod, spec = self._view.pod, self.spec
         wanted = environment.references(spec)
         found = await sources.fetch(self._host.client, pod["metadata"]["namespace"], wanted)
-        base = self._image.base_env() | {"HOSTNAME": pod["spec"].get("hostname") or pod["metadata"]["name"]}
+        base = self._image.base_env() | {
+            "HOSTNAME": pod["spec"].get("hostname") or pod["metadata"]["name"],
+            BIND: self._view.address,
+        }
         message_path = spec.get("terminationMessagePath") or "/dev/termination-log"
         paths = volumes.mount_paths(spec, self._view.folders) | {message_path: str(self._message_file)}
         given = self._image.defaults() | {TERMINATION_LOG: message_path}
