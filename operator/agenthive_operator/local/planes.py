@@ -79,8 +79,9 @@ class Plane:
         assets = os.environ.get(ASSETS_VARIABLE)
         self.port = kept_port(folder.root / "port", port)
         self.name = "kube-apiserver" if assets else "the built-in API emulator"
-        #: What a kubelet must serve with for this API server; None: plain HTTP.
+        # The emulator asks kubelets by plain HTTP and shows its own token; the real one wants TLS and has none to show.
         self.kubelet_tls: ssl.SSLContext | None = None
+        self.kubelet_token = None if assets else kept_token(folder.root / "token")
         # That of last time may lead elsewhere; it is written again as soon as the server answers.
         folder.kubeconfig.unlink(missing_ok=True)
         self._children = self._real(Path(assets)) if assets else [self._emulator()]
@@ -155,7 +156,6 @@ class Plane:
             f"--token-auth-file={tokens}", "--authorization-mode=RBAC", "--service-cluster-ip-range=10.96.0.0/16",
             # No controller makes service accounts here; the endpoints of `kubernetes` lead nowhere a pod needs.
             "--disable-admission-plugins=ServiceAccount", "--endpoint-reconciler-type=none", "--allow-privileged=true",
-            "--kubelet-preferred-address-types=InternalIP",
         ]  # fmt: skip
         return [self._child("etcd", etcd), self._child("kube-apiserver", server)]
 

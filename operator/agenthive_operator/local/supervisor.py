@@ -112,6 +112,7 @@ async def _node(
         places=places,
         addresses=addresses,
         records=records,
+        token=plane.kubelet_token,
         tls=plane.kubelet_tls,
     )
     running: asyncio.Task[None] | None = None

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from agenthive_operator.local.apiserver import ensure_tls
 from agenthive_operator.local.client import ApiClient, Connection
 from agenthive_operator.local.controllers.manager import Controllers
 from agenthive_operator.local.informer import Informers
@@ -99,6 +100,8 @@ async def node(api_server, kube_namespace, reachable_folder, monkeypatch) -> Asy
             places=places,
             addresses=Addresses(folder / "addresses.json", folder),
             records=Records(folder / "processes"),
+            token=None if api_server.real else api_server.token,
+            tls=ensure_tls(folder).server_context() if api_server.real else None,
         )
         await kubelet.start()
         try:

@@ -9,10 +9,12 @@ import os
 import signal
 import time
 
+import aiohttp
 import psutil
 import pytest
 
-from agenthive_operator.local.objects import condition, is_ready
+from agenthive_operator.local.kubelet.addresses import NODE_PORT
+from agenthive_operator.local.objects import condition, is_deleting, is_ready
 from agenthive_operator.local.resources import DEPLOYMENTS, ENDPOINT_SLICES, PODS, REPLICA_SETS
 
 SERVER = """
@@ -85,6 +87,8 @@ async def complete(node, name: str, replicas: int) -> dict | None:
 
 
 async def ready_addresses(node, name: str) -> set[str]:
+    if node.api.real:  # it takes no loopback addresses in EndpointSlices
+        return {p["status"]["podIP"] for p in await node.pods(app=name) if is_ready(p) and not is_deleting(p)}
     slices, _ = await node.client.list(ENDPOINT_SLICES, node.namespace, labels=f"kubernetes.io/service-name={name}")
     return {
         address
@@ -440,3 +444,21 @@ async def test_what_is_not_offered_is_said(node) -> None:
     node.apply(pod("grpc", "1", spec={"volumes": [{"name": "v", "nfs": {"server": "x", "path": "/"}}]}))
     await node.until_pod("grpc", lambda p: "nfs is not offered in local mode" in json.dumps(p["status"]), "says so")
     await node.kubectl("delete", "pod", "grpc")
+
+
+async def test_logs_are_not_for_everybody(node) -> None:
+    node.apply(pod("quiet", "import time; print('private', flush=True); time.sleep(600)"))
+    await node.until_ready("quiet")
+    if not node.api.real:
+        url = f"http://{node.kubelet.addresses.node}:{NODE_PORT}/containerLogs/{node.namespace}/quiet/main"
+        async with aiohttp.ClientSession() as session, session.get(url) as answer:
+            assert answer.status == 401
+        asked = {"Authorization": f"Bearer {node.api.token}"}
+        async with aiohttp.ClientSession(headers=asked) as session:
+            for query, status in (("tailLines=-1", 400), ("sinceSeconds=x", 400), ("limitBytes=3", 200)):
+                async with session.get(f"{url}?{query}") as answer:
+                    assert answer.status == status
+            async with session.get(url.replace("quiet", "nobody")) as answer:
+                assert answer.status == 404
+    await node.until(lambda: node.kubectl("logs", "quiet", "--limit-bytes=7"), "the log")
+    await node.kubectl("delete", "pod", "quiet", "--force", "--grace-period=0")

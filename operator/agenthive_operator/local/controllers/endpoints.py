@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from agenthive_operator.local.client import ApiError
@@ -18,6 +19,8 @@ from agenthive_operator.local.objects import (
     uid_of,
 )
 from agenthive_operator.local.resources import ENDPOINT_SLICES, ENDPOINTS, PODS, SERVICES, Obj
+
+logger = logging.getLogger(__name__)
 
 MANAGED_BY = "endpointslice-controller.k8s.io"
 
@@ -166,6 +169,8 @@ class EndpointsController(Controller):
         self.slices = informers.of(ENDPOINT_SLICES)
         self.endpoints = informers.of(ENDPOINTS)
         self.pods.on_change(self._pod_changed)
+        # A real API server refuses addresses of 127/8 in both; a pod's address it takes.
+        self._refused = False
         self.follow_children(ENDPOINT_SLICES)
         self.follow_children(ENDPOINTS)
 
@@ -179,15 +184,26 @@ class EndpointsController(Controller):
         service = self.objects.get(*key)
         if service is None or is_deleting(service) or not service["spec"].get("selector"):
             return None  # what a deleted Service leaves is the garbage collector's
+        try:
+            await self._write_all(service)
+        except ApiError as error:
+            if error.status != 422 or "loopback" not in error.message:
+                raise
+            if not self._refused:
+                logger.warning("the API server takes no loopback addresses: Services have no endpoints in it")
+            self._refused = True
+        return None
+
+    async def _write_all(self, service: Obj) -> None:
+        namespace, name = key_of(service)
         pods = list(self.pods)
         wanted = {each["metadata"]["name"]: each for each in endpoint_slices(service, pods)}
         for old in self.slices.owned_by(service):
             if old["metadata"]["name"] not in wanted:
                 await self.delete(ENDPOINT_SLICES, old)
-        for name, each in wanted.items():
-            await self._write(ENDPOINT_SLICES, self.slices.get(key[0], name), each, ("endpoints", "ports"))
-        await self._write(ENDPOINTS, self.endpoints.get(*key), endpoints(service, pods), ("subsets",))
-        return None
+        for each_name, each in wanted.items():
+            await self._write(ENDPOINT_SLICES, self.slices.get(namespace, each_name), each, ("endpoints", "ports"))
+        await self._write(ENDPOINTS, self.endpoints.get(namespace, name), endpoints(service, pods), ("subsets",))
 
     async def _write(self, resource: Any, old: Obj | None, new: Obj, fields: tuple[str, ...]) -> None:
         if old is None:

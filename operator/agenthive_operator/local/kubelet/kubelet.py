@@ -62,7 +62,8 @@ def node_object(name: str, address: str, *, ready: bool = True) -> Obj:
             "capacity": capacity,
             "allocatable": capacity,
             "conditions": [state],
-            "addresses": [{"type": "InternalIP", "address": address}, {"type": "Hostname", "address": name}],
+            # As Hostname too: a real API server prefers that, and nobody resolves our name.
+            "addresses": [{"type": kind, "address": address} for kind in ("InternalIP", "Hostname")],
             "daemonEndpoints": {"kubeletEndpoint": {"Port": NODE_PORT}},
             "nodeInfo": {
                 "machineID": "",

@@ -7,14 +7,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from agenthive_operator.local.client import ApiClient
-from agenthive_operator.local.controllers.endpoints import selects
+from agenthive_operator.local.controllers.endpoints import endpoint_slices, selects
 from agenthive_operator.local.informer import Informer, Informers
 from agenthive_operator.local.kubelet.environment import ConfigError, Reference, Sources, data_of
 from agenthive_operator.local.kubelet.rewrite import ServiceName, Target
+from agenthive_operator.local.objects import Key, key_of, labels_of
 from agenthive_operator.local.resources import (
     CLAIMS,
     CONFIG_MAPS,
     ENDPOINT_SLICES,
+    PODS,
     SECRETS,
     SERVICES,
     Obj,
@@ -55,21 +57,29 @@ class Resolution:
 
 
 class Names:
-    """Resolves Service names as cluster DNS does, from EndpointSlices."""
+    """Resolves Service names as cluster DNS does.
+
+    From the pods themselves where a Service selects any: a real API server takes no loopback addresses in
+    EndpointSlices.
+    """
 
     def __init__(self, informers: Informers) -> None:
         self.services: Informer = informers.of(SERVICES)
         self.slices: Informer = informers.of(ENDPOINT_SLICES)
+        self.pods: Informer = informers.of(PODS)
         self._changed = asyncio.Event()
-        self.services.on_change(self._wake)
-        self.slices.on_change(self._wake)
+        #: Endpoints by Service, until something changes: many containers that start together ask the same.
+        self._known: dict[Key, list[Obj]] = {}
+        for informer in (self.services, self.slices, self.pods):
+            informer.on_change(self._wake)
 
     def _wake(self, old: Obj | None, new: Obj | None) -> None:
+        self._known.clear()
         self._changed.set()
         self._changed = asyncio.Event()
 
     async def changed(self) -> None:
-        """Wait for the next change of any Service or its endpoints."""
+        """Wait for the next change of any Service or of who answers for it."""
         await self._changed.wait()
 
     def resolve(self, names: Iterable[ServiceName], pod: Obj) -> Resolution:
@@ -84,19 +94,16 @@ class Names:
                 targets[name] = Target(service["spec"]["externalName"])
                 continue
             ready, known = self._endpoints(service, name.host)
-            own = selects(service, pod)
-            if ready:
-                targets[name] = ready[0]
-            elif known:
-                targets[name] = known[0]
-            if not ready and not own:
+            if ready or known:
+                targets[name] = (ready or known)[0]
+            if not ready and not selects(service, pod):
                 waiting.append(name)
         return Resolution(targets, waiting)
 
     def _endpoints(self, service: Obj, host: str | None) -> tuple[list[Target], list[Target]]:
         """(ready, all) endpoints, of one host name where one is asked for."""
         ready, known = [], []
-        for each in self.slices.owned_by(service):
+        for each in self._slices_of(service):
             ports = _port_map(service, each)
             for endpoint in each.get("endpoints") or []:
                 if host is not None and endpoint.get("hostname") != host:
@@ -106,6 +113,20 @@ class Names:
                 if (endpoint.get("conditions") or {}).get("ready"):
                     ready.append(target)
         return ready, known
+
+    def _slices_of(self, service: Obj) -> list[Obj]:
+        key = key_of(service)
+        if key not in self._known:
+            if service["spec"].get("selector"):
+                self._known[key] = endpoint_slices(service, list(self.pods))
+            else:
+                self._known[key] = [
+                    each
+                    for each in self.slices
+                    if each["metadata"]["namespace"] == key[0]
+                    and labels_of(each).get("kubernetes.io/service-name") == key[1]
+                ]
+        return self._known[key]
 
 
 def _port_map(service: Obj, endpoint_slice: Obj) -> dict[int, int]:
