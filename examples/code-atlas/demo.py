@@ -17,14 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from agenthive.protocol import AgentMessage
-from agenthive_operator.backends.connections import hive_settings
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from agenthive.bus import Bus
+from agenthive.bus import Bus, QueueStats
+from agenthive.protocol import AgentMessage
+from agenthive_operator.backends.connections import hive_settings
 
 HERE = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent
@@ -60,6 +60,14 @@ def control_plane(folder: Path) -> Iterator[None]:
         run(BIN / "agenthive", "local", "down", "--dir", folder)
 
 
+def backlog_table(queues: dict[str, QueueStats]) -> Table:
+    """What waits at each agent now."""
+    table = Table("agent", "backlog", "in flight", "dead letters")
+    for agent, queue in queues.items():
+        table.add_row(agent, str(queue.backlog), str(queue.in_flight), str(queue.dead_letters))
+    return table
+
+
 class Demo:
     """Questions to the hive and what they told."""
 
@@ -84,30 +92,25 @@ class Demo:
             TimeElapsedColumn(), console=console,
         )  # fmt: skip
         task = bar.add_task("modules", total=modules, rate="")
-        view = Table.grid()
         stored = 0
-        with Live(view, console=console, refresh_per_second=4) as live:
+        with Live(console=console, refresh_per_second=4) if console.is_terminal else contextlib.nullcontext() as live:
             while stored < modules:
                 stored = (await self.ask("librarian", "progress"))["stored"]
                 # Each module is two messages: one to an analyst, one to the librarian.
                 rate = 2 * stored / (time.perf_counter() - started)
                 bar.update(task, completed=stored, rate=f"{rate:,.0f} messages/s")
-                view = Table.grid()
-                view.add_row(bar)
-                view.add_row(await self.backlog())
-                live.update(view)
-                if not console.is_terminal:
-                    console.print(f"  {stored}/{modules} modules, {rate:,.0f} messages/s")
+                queues = await self.bus.queues(AGENTS)
+                if live is None:
+                    backlog = ", ".join(f"{agent} {queue.backlog}" for agent, queue in queues.items())
+                    print(f"{stored}/{modules} modules, {rate:,.0f} messages/s, backlog: {backlog}", flush=True)
+                else:
+                    view = Table.grid()
+                    view.add_row(bar)
+                    view.add_row(backlog_table(queues))
+                    live.update(view)
                 if stored < modules:
                     await asyncio.sleep(POLL_SECONDS)
         return modules, time.perf_counter() - started
-
-    async def backlog(self) -> Table:
-        """What waits at each agent now."""
-        table = Table("agent", "backlog", "in flight", "dead letters")
-        for agent, queue in (await self.bus.queues(AGENTS)).items():
-            table.add_row(agent, str(queue.backlog), str(queue.in_flight), str(queue.dead_letters))
-        return table
 
     async def questions(self) -> None:
         """Three questions to the librarian."""
@@ -161,7 +164,7 @@ def main() -> None:
         kubectl("wait", "--for=condition=Ready", "agents", "--all", "--timeout=60s")
         console.print(f"ready after {time.perf_counter() - started:.1f} s")
         asyncio.run(tour())
-        console.print(kubectl("get", "hive,agents,pods"), highlight=False)
+        print(kubectl("get", "hive,agents,pods"))
     console.print(f"done in {time.perf_counter() - started:.1f} s")
 
 
