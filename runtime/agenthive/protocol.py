@@ -14,19 +14,18 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import orjson
 from pydantic import (
-    AfterValidator,
-    AwareDatetime,
     BaseModel,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     ValidationError,
-    model_validator,
+    ValidationInfo,
+    field_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
@@ -69,12 +68,13 @@ class MessageDeliveryStatus(StrEnum):
     EXPIRED = "expired"
 
 
+_VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
+
+
 def new_message_id() -> str:
     """A UUIDv7: unique, and sorted by the millisecond it was made in."""
-    high = (time.time_ns() // 1_000_000) << 16 | 0x7000 | (int.from_bytes(os.urandom(2)) & 0x0FFF)
-    low = int.from_bytes(os.urandom(8)) & 0x3FFF_FFFF_FFFF_FFFF | 0x8000_0000_0000_0000
-    text = f"{high:016x}{low:016x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    moment, noise = f"{time.time_ns() // 1_000_000:012x}", os.urandom(10).hex()
+    return f"{moment[:8]}-{moment[8:]}-7{noise[:3]}-{_VARIANT[noise[3]]}{noise[4:7]}-{noise[8:]}"
 
 
 def _now() -> datetime:
@@ -82,7 +82,7 @@ def _now() -> datetime:
 
 
 def _to_utc(value: datetime) -> datetime:
-    return value.astimezone(UTC) if value.utcoffset() else value
+    return value.astimezone(UTC)
 
 
 def _check_json(value: Any, path: str, depth: int) -> Any:
@@ -142,8 +142,29 @@ class _JsonBody:
         return {"type": "object", "additionalProperties": True}
 
 
+class _Utc:
+    """Schema of a moment: one in UTC is taken as it is, without a call into Python; any other is converted to UTC."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
+        aware = core_schema.datetime_schema(tz_constraint="aware")
+        return core_schema.union_schema(
+            [
+                core_schema.datetime_schema(tz_constraint=0),
+                core_schema.no_info_after_validator_function(_to_utc, aware),
+            ],
+            mode="left_to_right",
+            custom_error_type="utc_datetime",
+            custom_error_message="Input should be a date and time with a time zone, such as 2026-01-31T12:00:00Z",
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"type": "string", "format": "date-time"}
+
+
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"\S")]
-UtcDatetime = Annotated[AwareDatetime, AfterValidator(_to_utc)]
+UtcDatetime = Annotated[datetime, _Utc]
 
 
 class DeliveryOptions(BaseModel):
@@ -169,11 +190,16 @@ class DeliveryOptions(BaseModel):
     )
     persistent: bool = Field(True, description="False: never written to the PostgreSQL message log.")
 
-    @model_validator(mode="after")
-    def _order_or_delay(self) -> Self:
-        if self.ordering_key is not None and self.not_before is not None:
+    @field_validator("ordering_key")  # runs only where a key is given
+    @classmethod
+    def _order_or_delay(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("not_before") is not None:
             raise ValueError("ordering_key and not_before exclude each other: a delayed message has no place in order")
-        return self
+        return value
+
+
+_DEFAULT_OPTIONS = DeliveryOptions()
+_OPTIONS = {"delivery_options"}
 
 
 class AgentMessage(BaseModel):
@@ -206,7 +232,7 @@ class AgentMessage(BaseModel):
         default_factory=dict, description="What is said: a JSON object of at most 1 MiB."
     )
     delivery_options: DeliveryOptions = Field(
-        default_factory=DeliveryOptions, description="How the message is delivered."
+        default_factory=lambda: _DEFAULT_OPTIONS, description="How the message is delivered."
     )
     correlation_id: str | None = Field(
         None, min_length=1, max_length=MAX_ID_LENGTH, description="Id of the message this one answers or belongs to."
@@ -218,8 +244,9 @@ class AgentMessage(BaseModel):
     version: int = Field(PROTOCOL_VERSION, ge=1, description="Major version of this protocol.")
 
     def to_json(self) -> bytes:
-        """The wire form: one JSON document, absent fields left out."""
-        return self.__pydantic_serializer__.to_json(self, exclude_none=True)
+        """The wire form: one JSON document, without what is absent and without options that were not given."""
+        exclude = _OPTIONS if self.delivery_options is _DEFAULT_OPTIONS else None
+        return self.__pydantic_serializer__.to_json(self, exclude_none=True, exclude=exclude)
 
     @classmethod
     def from_json(cls, data: bytes | bytearray | str) -> AgentMessage:

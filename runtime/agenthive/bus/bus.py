@@ -139,10 +139,8 @@ class Bus:
 
     async def find(self, agent: str, message_id: str) -> MessageStatus | None:
         """Where a message to ``agent`` stands; None if Redis does not know it (any more). Raises BusUnavailable."""
-        ((record, final),) = await self._connections.execute(
-            [library().call("status", self._of(agent).gate, message_id)]
-        )
-        return parse_status(message_id, record, final)
+        (answer,) = await self._connections.execute([library().call("status", self._of(agent).gate, message_id)])
+        return parse_status(message_id, *answer)
 
     async def status(self, agent: str, message_id: str) -> MessageStatus:
         """Where a message to ``agent`` stands. Raises LookupError for one that Redis does not know (any more)."""

@@ -6,10 +6,11 @@ import asyncio
 import logging
 import random
 import secrets
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from agenthive.bus.completions import ROBBED, Argument, Batch, Completions
 from agenthive.bus.connections import Connections
 from agenthive.bus.errors import BusUnavailable, ConsumerStopped, LeaseLost
 from agenthive.bus.keys import REPLY_MARK, AgentKeys, agents_key
@@ -24,19 +25,15 @@ from agenthive.settings import HiveScope, Messaging
 
 log = logging.getLogger(__name__)
 
-BATCH_OPERATIONS = 500
-"""Most completions, and most claims, of one call."""
+BATCH_CLAIMS = 500
+"""Most messages one call claims."""
 HALVED_SLOTS = 32
 """From so many slots on they are filled in two halves by turns."""
 MAX_ERROR_LENGTH = 2000
 CLOSE_SECONDS = 5.0
 """How long closing waits for completions that Redis has not confirmed."""
-
-
-@dataclass(slots=True, eq=False)
-class _Operation:
-    arguments: tuple[str | bytes | int, ...]
-    done: asyncio.Future[None]
+LATER_ATTEMPTS, ACKNOWLEDGED = 1, 2
+"""Kinds of groups of claimed messages, see lua/claim.lua."""
 
 
 @dataclass(slots=True, eq=False)
@@ -53,8 +50,8 @@ class Consumer:
     ) -> None:
         self.agent = agent
         self.pod = pod
-        self.name = f"{pod}/{secrets.token_hex(5)}"
-        """This incarnation: the pod and a boot nonce."""
+        self.name = _new_name(pod)
+        """This incarnation: the pod and a boot nonce; a new one after it was robbed."""
         self._connections = connections
         self._agents_key = agents_key(scope)
         self._keys = AgentKeys.of(scope, agent)
@@ -63,11 +60,11 @@ class Consumer:
         self._parking = Parking(connections.lane(), self._keys.wake, self._woken)
         self._lease = LeaseKeeper(connections.endpoint, self._keys.gate, self.name, messaging.lease_seconds)
         self._wheel = LaneWheel(messaging.priority_weights, random.random())  # noqa: S311 - a place to start
-        self._nonce = self.name.rpartition("/")[2]
-        self._calls = 0
         self._most_slots = 0
-        self._operations: deque[_Operation] = deque()
-        self._in_flight: list[_Operation] = []
+        self._completions = Completions()
+        self._in_flight = self._completions.take()
+        self._held: set[tuple[int, bytes]] = set()
+        self._clock: tuple[int, float] = (0, 0.0)
         self._claim: _Claim | None = None
         self._pass_wake = False
         self._work = asyncio.Event()
@@ -119,15 +116,15 @@ class Consumer:
                 async with asyncio.timeout(CLOSE_SECONDS):
                     await self._idle.wait()
             except TimeoutError:
-                log.warning("closing the consumer of %s with %d unconfirmed results", self.agent, len(self._operations))
+                log.warning("closing the consumer of %s with unconfirmed results", self.agent)
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             await self._lease.stop()
             await self._leave()
-        for operation in (*self._in_flight, *self._operations):
-            if not operation.done.done():
-                operation.done.set_exception(BusUnavailable("the consumer was closed before Redis confirmed"))
-        self._operations.clear()
+        closed = BusUnavailable("the consumer was closed before Redis confirmed")
+        self._in_flight.fail(closed)
+        while batch := self._completions.take():
+            batch.fail(closed)
         await self._lane.aclose()
 
     async def _leave(self) -> None:
@@ -166,13 +163,20 @@ class Consumer:
         """
         message = delivery.message
         address = message.reply_to
-        if reply is not None and address is not None and address.startswith(REPLY_MARK):
-            code = "p" if delivery.acknowledged else "y"
-            life = to_ms(message.ttl)
-            return self._complete(delivery, code, address[1:], life, reply.to_json())
-        if delivery.acknowledged:
-            return _done()
-        return self._complete(delivery, "a")
+        if delivery.acknowledged or (refusal := self._refusal(delivery)) is None:
+            if reply is not None and address is not None and address.startswith(REPLY_MARK):
+                answered = self._end("p", delivery.key, address[1:], to_ms(message.ttl), reply.to_json())
+                if delivery.acknowledged:
+                    return answered
+                answered.add_done_callback(_ignore)  # goes with the acknowledgement, or not at all
+            if delivery.acknowledged:
+                return _done()
+            done = self._future()
+            if not done.done():
+                self._completions.acknowledge(delivery, done)
+                self._wake_up()
+            return done
+        return refusal
 
     def fail(self, delivery: Delivery, error: str, *, retry_after: float | None = None) -> asyncio.Future[None]:
         """The handling failed: retry with back-off (or after ``retry_after`` seconds), or give the message up.
@@ -183,21 +187,21 @@ class Consumer:
             return self._answer_failure(delivery, f"failed: {error}")
         retry = after_failure(delivery.message, delivery.attempt, self._messaging, random.random, retry_after)
         if retry is None:
-            return self._complete(delivery, "d", "failed", _shorten(error))
+            return self._give_up(delivery, "failed", error)
         return self._complete(delivery, "f", max(0, int(retry.delay * 1000)), _shorten(error))
 
     def reject(self, delivery: Delivery, reason: str) -> asyncio.Future[None]:
         """The message can never be handled: to the dead letters at once. Await the result; raises LeaseLost."""
         if delivery.acknowledged:
             return self._answer_failure(delivery, f"rejected: {reason}")
-        return self._complete(delivery, "d", "rejected", _shorten(reason))
+        return self._give_up(delivery, "rejected", reason)
 
     async def release(self, deliveries: Sequence[Delivery]) -> None:
         """Hand messages back, to be claimed by anyone at once; it does not count as an attempt.
 
         What is no longer ours is passed over: somebody else has it already.
         """
-        held = [self._complete(delivery, "r") for delivery in deliveries if not delivery.acknowledged]
+        held = [self._hand_back(delivery) for delivery in deliveries if not delivery.acknowledged]
         for result in await asyncio.gather(*held, return_exceptions=True):
             if isinstance(result, BaseException) and not isinstance(result, LeaseLost):
                 raise result
@@ -208,20 +212,46 @@ class Consumer:
         if address is None or not address.startswith(REPLY_MARK):
             return _done()
         life = to_ms(delivery.message.ttl)
-        return self._complete(delivery, "p", address[1:], life, "!" + _shorten(problem))
+        return self._end("p", delivery.key, address[1:], life, "!" + _shorten(problem))
 
-    def _complete(self, delivery: Delivery, code: str, *details: str | bytes | int) -> asyncio.Future[None]:
-        return self._enqueue(code, delivery.key, delivery.record, *details)
+    def _give_up(self, delivery: Delivery, reason: str, error: str) -> asyncio.Future[None]:
+        return self._complete(delivery, "d", reason, _shorten(error))
 
-    def _enqueue(self, code: str, *details: str | bytes | int) -> asyncio.Future[None]:
+    def _complete(self, delivery: Delivery, code: str, *details: Argument) -> asyncio.Future[None]:
+        refusal = self._refusal(delivery)
+        if refusal is not None:
+            return refusal
+        place = (delivery.lane, delivery.entry, delivery.key, delivery.attempt, delivery.claimed)
+        return self._end(code, *place, *details)
+
+    def _hand_back(self, delivery: Delivery) -> asyncio.Future[None]:
+        return self._refusal(delivery) or self._end("r", delivery.lane, delivery.entry)
+
+    def _refusal(self, delivery: Delivery) -> asyncio.Future[None] | None:
+        """Mark as completed; what cannot be ours any more is refused without asking."""
+        if not delivery.completed and delivery.owner == self.name:
+            delivery.completed = True
+            return None
+        refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        refused.set_exception(LeaseLost("the message was completed before" if delivery.completed else ROBBED))
+        return refused
+
+    def _end(self, code: str, *details: Argument) -> asyncio.Future[None]:
+        done = self._future()
+        if not done.done():
+            self._completions.end((code, *details), done)
+            self._wake_up()
+        return done
+
+    def _future(self) -> asyncio.Future[None]:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._task is None or self._task.done():
             done.set_exception(BusUnavailable(f"the consumer of {self.agent} is closed"))
-            return done
-        self._operations.append(_Operation((code, *details), done))
+        return done
+
+    def _wake_up(self) -> None:
         self._idle.clear()
         self._work.set()
-        return done
 
     # --- the task that owns the connection
 
@@ -249,137 +279,160 @@ class Consumer:
                 await self._lane.pause()
 
     def _has_work(self) -> bool:
-        return bool(self._operations) or self._pass_wake or self._claims()
+        return bool(self._completions) or self._pass_wake or self._claims()
 
     def _claims(self) -> bool:
         return self._claim is not None and not self._parking.parked and not self._stopping
 
     async def _turn(self) -> None:
-        batch = [self._operations.popleft() for _ in range(min(BATCH_OPERATIONS, len(self._operations)))]
-        self._in_flight = batch
+        batch = self._in_flight = self._completions.take()
         claim = self._claim if self._claims() else None
         if claim is not None and claim.done.done():  # its caller was cancelled
             self._claim = claim = None
         pass_wake, self._pass_wake = self._pass_wake, False
         if not batch and claim is None and not pass_wake:
             return
-        again = False
+        again, name = False, self.name
         while True:
             wanted = 0 if claim is None or self._stopping else self._share(claim.slots)
-            token = self._next_token()
             try:
-                (answer,) = await self._lane.execute([self._command(batch, wanted, token, again, pass_wake)])
-                if isinstance(answer, ReplyError):
-                    if not await self._cure(answer):
-                        _refuse(batch, answer)
-                        return
-                    again = True
-                    continue
-                break
+                (answer,) = await self._lane.execute([self._command(batch, wanted, again, pass_wake)])
+                if not isinstance(answer, ReplyError):
+                    break
+                if not await self._cure(answer):
+                    batch.fail(BusUnavailable(f"Redis refused the result of the handling: {answer}"))
+                    return
             except (ConnectionLost, BusUnavailable) as error:
                 log.warning("consumer of %s: %s", self.agent, error)
-                again = True
-                await self._reconnect(token)
-        refused, entries, wait, state = answer
-        self._settle(batch, refused)
-        if wanted:
-            await self._settle_claim(claim, entries, wait, state)
+                await self._reconnect()
+            again = True
+            if self.name != name:
+                batch.fail(LeaseLost(ROBBED))
+                self._pass_wake = pass_wake
+                return
+        await self._settle(batch, claim, wanted, answer)
 
     def _share(self, slots: int) -> int:
         """How many of so many free slots one call fills: with many, half of all, so that the other half overlaps."""
         self._most_slots = max(self._most_slots, slots)
         if self._most_slots < HALVED_SLOTS:
             return slots
-        return min(slots, (self._most_slots + 1) // 2, BATCH_OPERATIONS)
+        return min(slots, (self._most_slots + 1) // 2, BATCH_CLAIMS)
 
-    def _next_token(self) -> str:
-        self._calls += 1
-        return f"{self._nonce}.{self._calls}"
-
-    def _command(self, batch: list[_Operation], wanted: int, token: str, again: bool, pass_wake: bool) -> Command:
+    def _command(self, batch: Batch, wanted: int, again: bool, pass_wake: bool) -> Command:
         messaging = self._messaging
-        arguments: list[str | bytes | int] = [
+        server, local = self._clock
+        now = server + int((asyncio.get_running_loop().time() - local) * 1000)
+        return library().call(
+            "turn",
+            self._keys.gate,
             self.name,
-            token,
+            int(messaging.lease_seconds * 1000),
             to_ms(messaging.status_seconds),
             messaging.max_retries,
-            to_ms(messaging.ttl_seconds),
-            *(self._wheel.quotas(wanted)),
+            *self._wheel.quotas(wanted),
             "1" if again else "0",
             "1" if pass_wake else "0",
-        ]
-        for operation in batch:
-            arguments += operation.arguments
-        return library().call("turn", self._keys.gate, *arguments)
+            *batch.arguments(now),
+        )
 
-    async def _reconnect(self, token: str) -> None:
-        """Wait for Redis, then hand back what a lost answer of the call with ``token`` may have given us."""
+    async def _reconnect(self) -> None:
+        """Wait for Redis, then hand back what the lost answer may have given us."""
         while True:
             await self._lane.pause()
             try:
-                (answer,) = await self._lane.execute([library().call("recover", self._keys.gate, self.name, token)])
+                for lane in (4, 3, 2, 1):
+                    await self._hand_back_unknown(lane)
             except (ConnectionLost, BusUnavailable) as error:
                 log.warning("consumer of %s is waiting for Redis: %s", self.agent, error)
                 continue
-            if isinstance(answer, ReplyError):
-                await self._cure(answer)
+            except ReplyError as error:
+                await self._cure(error)
             return
+
+    async def _hand_back_unknown(self, lane: int) -> None:
+        """Entries that Redis thinks we hold, though they never got here."""
+        after = "-"
+        while True:
+            (entries,) = await self._lane.execute(
+                [library().call("held", self._keys.gate, self.name, str(lane), after)]
+            )
+            if isinstance(entries, ReplyError):
+                raise entries
+            for entry in entries:
+                if (lane, entry) not in self._held:
+                    self._end("r", lane, entry).add_done_callback(_ignore)
+            if not entries:
+                return
+            after = "(" + entries[-1].decode()
 
     async def _cure(self, error: ReplyError) -> bool:
         """After an error of the server: True if the call may be repeated."""
-        if "NOGROUP" in str(error):  # the queue is gone: an empty Redis came back
-            log.warning("the queue of %s is gone; making it anew", self.agent)
-            lease = int(self._messaging.lease_seconds * 1000)
-            register = library().call("register", self._keys.gate, self.name, lease)
-            await self._lane.execute([("SADD", self._agents_key, self.agent), register])
+        if "NOGROUP" in str(error):
+            await self._rejoin("the queue is gone")
             return True
         log.error("consumer of %s: Redis refuses the turn: %s", self.agent, error)
         await asyncio.sleep(1.0)
         return error.code in {"OOM", "MISCONF", "NOAUTH", "NOPERM", "WRONGPASS"}
 
-    def _settle(self, batch: list[_Operation], refused: bytes) -> None:
-        lost = {int(number) for number in refused.split()} if refused else ()
-        for number, operation in enumerate(batch):
-            done = operation.done
-            if done.done():
-                continue
-            if number in lost:
-                done.set_exception(LeaseLost("the message was taken over by another consumer; its result was refused"))
-            else:
-                done.set_result(None)
+    async def _rejoin(self, reason: str) -> None:
+        """Go on under a new name, in a queue made anew if it is gone. All that is held is lost with the old name."""
+        log.warning("consumer %s: %s; joining anew", self.name, reason)
+        self.name = _new_name(self.pod)
+        self._held.clear()
+        lease = int(self._messaging.lease_seconds * 1000)
+        register = library().call("register", self._keys.gate, self.name, lease)
+        await self._lane.execute([("SADD", self._agents_key, self.agent), register])
+        self._lease.rename(self.name)
 
-    async def _settle_claim(self, claim: _Claim | None, entries: list[bytes], wait: int, state: int) -> None:
-        deliveries = self._read(entries)
-        self._wheel.advance(len(entries) // 3)
+    async def _settle(self, batch: Batch, claim: _Claim | None, wanted: int, answer: list[Any]) -> None:
+        refused_acknowledgements, refused_endings, groups, wait, state, now = answer
+        self._clock = (now, asyncio.get_running_loop().time())
+        batch.settle(refused_acknowledgements, refused_endings)
+        self._held.difference_update(batch.places())
+        if state == 1:
+            await self._rejoin("it lost its lease, and others have its messages")
+            return
+        if not wanted:
+            return
+        deliveries: list[Delivery] = []
+        for group in groups:
+            self._read(group, now, deliveries)
         if deliveries:
+            self._wheel.advance(len(deliveries))
             if claim is None or claim.done.done():
                 for delivery in deliveries:
                     if not delivery.acknowledged:
-                        self._complete(delivery, "r").add_done_callback(_ignore)
+                        self._hand_back(delivery).add_done_callback(_ignore)
             else:
                 claim.done.set_result(deliveries)
             self._claim = self._claim if self._claim is not claim else None
-        elif state == 1:
-            log.warning("the lease of %s ran out; taking it again", self.name)
-            await self._lane.execute([self._lease.renewal()])
-        elif not entries and state == 0 and not self._stopping:
+        elif not groups and state == 0 and not self._stopping:
             self._parking.park(None if wait < 0 else wait / 1000)
 
-    def _read(self, entries: list[bytes]) -> list[Delivery]:
-        deliveries = []
-        for position in range(0, len(entries), 3):
-            key, record, document = entries[position : position + 3]
-            acknowledged = record.startswith(b"!")
+    def _read(self, group: list[Any], now: int, deliveries: list[Delivery]) -> None:
+        """Append what a group of claimed entries holds; what is no message goes to the dead letters."""
+        lane, kind, entries, *rest = group
+        attempts: Sequence[int] = rest[0] if kind == LATER_ATTEMPTS else ()
+        from_json, owner, acknowledged = AgentMessage.from_json, self.name, kind == ACKNOWLEDGED
+        for number, (entry, fields) in enumerate(entries):
+            key = fields[1]
+            attempt = attempts[number] if attempts else 1
             try:
-                message = AgentMessage.from_json(document)
+                message = from_json(fields[5])
             except MessageError as error:
                 log.warning("a malformed message went to the dead letters of %s: %s", self.agent, error)
                 if not acknowledged:
-                    self._enqueue("d", key, record, "malformed", _shorten(str(error))).add_done_callback(_ignore)
+                    place = (lane, entry, key, attempt, now)
+                    self._end("d", *place, "malformed", _shorten(str(error))).add_done_callback(_ignore)
                 continue
-            attempt = int(record.split(b" ", 5)[4])
-            deliveries.append(Delivery(message, attempt, key, record, acknowledged))
-        return deliveries
+            deliveries.append(Delivery(message, attempt, owner, lane, entry, key, now, acknowledged))
+            if not acknowledged:
+                self._held.add((lane, entry))
+
+
+def _new_name(pod: str) -> str:
+    return f"{pod}/{secrets.token_hex(5)}"
 
 
 def _shorten(text: str) -> str:
@@ -396,9 +449,3 @@ def _ignore(done: asyncio.Future[None]) -> None:
     """A result that nobody waits for; the error, if any, means that somebody else has the message."""
     if not done.cancelled() and (error := done.exception()) is not None:
         log.debug("hand-back: %s", error)
-
-
-def _refuse(batch: list[_Operation], error: ReplyError) -> None:
-    for operation in batch:
-        if not operation.done.done():
-            operation.done.set_exception(BusUnavailable(f"Redis refused the result of the handling: {error}"))

@@ -17,6 +17,8 @@ from agenthive.settings import CircuitBreaker
 log = logging.getLogger(__name__)
 
 RENEWALS_PER_LEASE = 3
+HELD = 1
+"""Answer of the function ``renew``: the lease was held all the time."""
 
 
 class LeaseKeeper:
@@ -68,10 +70,10 @@ class LeaseKeeper:
         try:
             while not await self._stopped_within(pause):
                 try:
-                    held = await self._renew(lane)
+                    held = await self._ask(lane, self._renewal())
                     now = self._loop.time()
-                    if not held:
-                        log.warning("lease of %s had run out; its messages may be with others", self._consumer)
+                    if held != HELD:
+                        log.warning("the lease of %s had run out%s", self._consumer, "" if held else "; it was robbed")
                         healthy_since = now
                     if now - healthy_since >= self._seconds / 2:
                         await self._reclaim(lane)
@@ -92,12 +94,12 @@ class LeaseKeeper:
             return False
         return True
 
-    async def _renew(self, lane: Lane) -> bool:
-        return bool(await self._ask(lane, self.renewal()) == 1)
-
-    def renewal(self) -> Command:
-        """The command that renews, or takes again, the lease."""
+    def _renewal(self) -> Command:
         return library().call("renew", self._gate, self._consumer, int(self._seconds * 1000))
+
+    def rename(self, consumer: str) -> None:
+        """The consumer was robbed and goes on under a new name."""
+        self._consumer = consumer
 
     async def _reclaim(self, lane: Lane) -> None:
         more = True

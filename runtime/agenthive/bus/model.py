@@ -17,12 +17,18 @@ class Delivery:
 
     message: AgentMessage
     attempt: int
+    owner: str = field(repr=False)
+    """Name under which the consumer claimed it: the claim token. It is dead once the consumer was robbed."""
+    lane: int = field(repr=False)
+    entry: bytes = field(repr=False)
     key: bytes = field(repr=False)
     """The message's id in Redis."""
-    record: bytes = field(repr=False)
-    """The claim as Redis holds it (lane, entry, claim token …); what differs from it there is no longer ours."""
+    claimed: int = field(repr=False)
+    """When it was claimed, ms of the server's clock."""
     acknowledged: bool = field(default=False, repr=False)
     """Acknowledged when claimed (``require_ack: false``): no ack, retry or hand-back exists for it."""
+    completed: bool = field(default=False, repr=False)
+    """Its owner has said how the handling ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,70 +75,42 @@ class DeadLetter:
     died_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A message's bookkeeping line in Redis: ``expiry lane accepted entry attempts token claimed`` (times in ms)."""
-
-    expiry: int
-    lane: int
-    accepted: int
-    entry: str
-    attempts: int
-    token: str
-    claimed: int
-
-    @classmethod
-    def parse(cls, line: bytes) -> Record:
-        """Read the line. Raises ValueError if it is none."""
-        expiry, lane, accepted, entry, attempts, token, claimed = line.decode().split(" ")
-        return cls(int(expiry), int(lane), int(accepted), entry, int(attempts), token, int(claimed))
-
-    @property
-    def accepted_at(self) -> datetime:
-        """When the queue took the message."""
-        return _moment(self.accepted)
-
-    @property
-    def claimed_at(self) -> datetime | None:
-        """When it was last claimed."""
-        return _moment(self.claimed) if self.claimed else None
-
-
 _FINAL = {
     b"d": MessageDeliveryStatus.DELIVERED,
     b"f": MessageDeliveryStatus.FAILED,
     b"e": MessageDeliveryStatus.EXPIRED,
 }
-_RECORD_WORDS = 7
 
 
 def _moment(milliseconds: float) -> datetime:
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
-def parse_status(message_id: str, record: bytes, final: bytes) -> MessageStatus | None:
+def _moment_or_none(milliseconds: int) -> datetime | None:
+    return _moment(milliseconds) if milliseconds > 0 else None
+
+
+def parse_status(message_id: str, place: bytes, final: bytes, tries: int, claimed: int) -> MessageStatus | None:
     """What the function ``status`` returned; None: Redis does not know the message (any more)."""
-    if record:
-        line = Record.parse(record)
+    if place:
+        accepted = int(place.rpartition(b" ")[2])
         return MessageStatus(
             message_id,
             MessageDeliveryStatus.PENDING,
-            line.attempts,
-            accepted_at=line.accepted_at,
-            claimed_at=line.claimed_at,
+            tries + (claimed >= 0),
+            accepted_at=_moment(accepted),
+            claimed_at=_moment_or_none(claimed),
         )
     if not final:
         return None
-    code, finished, *words = final.split(b" ", _RECORD_WORDS + 2)
-    line = Record.parse(b" ".join(words[:_RECORD_WORDS]))
-    error = words[_RECORD_WORDS].decode(errors="replace") if len(words) > _RECORD_WORDS else None
+    code, finished, last_claimed, attempts, accepted_ms, *error = final.split(b" ", 5)
     return MessageStatus(
         message_id,
         _FINAL[code],
-        line.attempts,
-        error,
-        line.accepted_at,
-        line.claimed_at,
+        int(attempts),
+        error[0].decode(errors="replace") if error else None,
+        _moment(int(accepted_ms)),
+        _moment_or_none(int(last_claimed)),
         _moment(int(finished)),
     )
 

@@ -119,7 +119,7 @@ def packed_options(message: AgentMessage) -> str:
     if not options.require_ack:
         words.append("k0")
     if message.reply_to is not None and message.reply_to.startswith("@"):
-        words.append(f"y{message.reply_to[1:]} x{to_ms(message.ttl)}")
+        words.append(f"y{message.reply_to[1:]} l{to_ms(message.ttl)}")
     return " ".join(words)
 
 

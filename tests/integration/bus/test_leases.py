@@ -175,12 +175,34 @@ async def test_a_message_whose_handler_kills_its_process_ends_in_the_dead_letter
 
 async def test_a_consumer_whose_lease_ran_out_takes_it_again(bus, consume, make, scope, raw) -> None:
     consumer = await consume()
-    await raw.zadd(f"{scope.key_prefix('worker')}consumers", {consumer.name: 1})
+    name = consumer.name
+    await raw.zadd(f"{scope.key_prefix('worker')}consumers", {name: 1})
     await bus.send(make(1))
     async with asyncio.timeout(5):
         (delivery,) = await consumer.claim(1)
     await consumer.ack(delivery)
-    assert await raw.zscore(f"{scope.key_prefix('worker')}consumers", consumer.name) > 1
+    assert consumer.name == name, "nobody had taken anything"
+    assert await raw.zscore(f"{scope.key_prefix('worker')}consumers", name) > 1
+
+
+async def test_a_robbed_consumer_goes_on_under_a_new_name(bus, consume, make) -> None:
+    robbed = await consume(pod="pod-a")
+    name = robbed.name
+    await bus.send(make(1))
+    (held,) = await robbed.claim(1)
+    thief = await consume(pod="pod-a")
+    (taken,) = await thief.claim(1)
+    with pytest.raises(LeaseLost):
+        await robbed.ack(held)
+    await bus.send(make(2))
+    async with asyncio.timeout(5):
+        (delivery,) = await robbed.claim(1)
+    assert robbed.name != name
+    assert delivery.message.body == {"n": 2}
+    await robbed.ack(delivery)
+    await thief.ack(taken)
+    stats = await bus.queue("worker")
+    assert (stats.backlog, stats.in_flight) == (0, 0)
 
 
 async def test_many_orphans_are_returned_in_several_calls(bus, consume, make, scope, raw, claim_all) -> None:

@@ -80,51 +80,73 @@ async def test_an_acknowledgement_survives_the_loss_of_its_answer(own_valkey, co
     assert (await bus.find("worker", message.message_id)).status is MessageDeliveryStatus.DELIVERED
 
 
-@pytest.mark.parametrize("ending", ["ack", "fail", "reject", "release"])
-async def test_a_completion_repeated_after_a_lost_answer_is_no_lost_lease(bus, consume, make, ending) -> None:
+@pytest.mark.parametrize("ending", ["ack", "reply", "fail", "reject", "release"])
+async def test_a_completion_repeated_after_a_lost_answer_is_no_lost_lease(bus, consume, make, ending, raw) -> None:
     """The server did it, the answer never came: the repetition must see that it was us."""
     consumer = await consume()
-    await bus.send(make(1))
+    await bus.send(make(1, reply_to="@0123"))
     (delivery,) = await consumer.claim(1)
-    complete = {
-        "ack": lambda: consumer.ack(delivery),
-        "fail": lambda: consumer.fail(delivery, "x", retry_after=60),
-        "reject": lambda: consumer.reject(delivery, "x"),
-        "release": lambda: consumer._complete(delivery, "r"),
-    }[ending]
+
+    def complete():
+        delivery.completed = False
+        return {
+            "ack": lambda: consumer.ack(delivery),
+            "reply": lambda: consumer.ack(delivery, delivery.message.reply({})),
+            "fail": lambda: consumer.fail(delivery, "x", retry_after=60),
+            "reject": lambda: consumer.reject(delivery, "x"),
+            "release": lambda: consumer._hand_back(delivery),
+        }[ending]()
+
     await complete()
+    before = await bus.queue("worker")
     command = consumer._command
-
-    def repetition(batch, wanted, token, again, pass_wake):
-        return command(batch, wanted, token, True, pass_wake)
-
-    consumer._command = repetition
+    consumer._command = lambda batch, wanted, again, pass_wake: command(batch, wanted, True, pass_wake)
     await complete()
-    consumer._command = command
+    assert await bus.queue("worker") == before, "it is done once"
+
+
+async def test_an_acknowledgement_the_server_did_before_it_robbed_us_was_good(bus, consume, make, raw, scope) -> None:
+    consumer = await consume()
+    await bus.send(make(1))
+    await bus.send(make(2))
+    first, second = await consumer.claim(2)
+    await consumer.ack(first)
+    first.completed = False
+    command = consumer._command
+    consumer._command = lambda batch, wanted, again, pass_wake: command(batch, wanted, True, pass_wake)
+    await raw.zrem(f"{scope.key_prefix('worker')}consumers", consumer.name)
+    done, lost = consumer.ack(first), consumer.ack(second)
+    await done
     with pytest.raises(LeaseLost):
-        await complete()
+        await lost
 
 
 async def test_messages_of_a_claim_whose_answer_was_lost_are_handed_back(bus, consume, make) -> None:
     consumer = await consume()
-    settle = consumer._settle_claim
-    lost = []
+    for n in range(3):
+        await bus.send(make(n, priority=n + 1))
+    kept = await consumer.claim(1)
+    settle, lost = consumer._settle, []
 
-    async def lose(claim, entries, wait, state) -> None:
-        if entries and not lost:
-            lost.append(claim)
+    async def lose(batch, claim, wanted, answer) -> None:
+        if answer[2] and not lost:
+            lost.append(answer)
             consumer._lane.interrupt()
-            await consumer._reconnect(f"{consumer._nonce}.{consumer._calls}")
+            await consumer._reconnect()
             return
-        await settle(claim, entries, wait, state)
+        await settle(batch, claim, wanted, answer)
 
-    consumer._settle_claim = lose
-    await bus.send(make(1))
+    consumer._settle = lose
     async with asyncio.timeout(5):
-        (delivery,) = await consumer.claim(1)
+        deliveries = await consumer.claim(5)
+        while len(deliveries) < 2:
+            deliveries += await consumer.claim(5)
     assert lost
-    assert delivery.attempt == 1, "it was never handled"
-    await consumer.ack(delivery)
+    assert [d.attempt for d in deliveries] == [1, 1], "they were never handled"
+    for delivery in (*kept, *deliveries):
+        await consumer.ack(delivery)
+    stats = await bus.queue("worker")
+    assert (stats.backlog, stats.in_flight) == (0, 0)
 
 
 async def test_a_queue_that_vanished_is_made_anew(own_valkey, connect, consume, make, until) -> None:

@@ -45,5 +45,5 @@ def test_the_library_is_named_by_its_content() -> None:
 
 def test_the_library_of_the_package_holds_every_file() -> None:
     names = set(re.findall(r"define\('(\w+)'", library().code))
-    assert names == {"send", "turn", "register", "renew", "reclaim", "recover", "leave", "stats", "status", "replies"}
+    assert names == {"send", "turn", "register", "renew", "reclaim", "held", "leave", "stats", "status", "replies"}
     assert len(FILES) == 6

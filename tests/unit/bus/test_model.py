@@ -6,57 +6,52 @@ from datetime import UTC, datetime
 
 import pytest
 
-from agenthive.bus.model import Record, parse_dead_letter, parse_stats, parse_status
+from agenthive.bus.model import parse_dead_letter, parse_stats, parse_status
 from agenthive.protocol import AgentMessage, MessageDeliveryStatus, MessagePriority
 
-RECORD = b"01767229200000 2 01767225600000 1767225600000-3 2 ab12.7 1767225601500"
+PLACE = b"2 1767225600000-3 1767225600000"
 
 
-def test_a_record() -> None:
-    record = Record.parse(RECORD)
-    assert (record.lane, record.entry, record.attempts, record.token) == (2, "1767225600000-3", 2, "ab12.7")
-    assert record.accepted_at == datetime(2026, 1, 1, tzinfo=UTC)
-    assert record.expiry - record.accepted == 3_600_000
-    with pytest.raises(ValueError, match="unpack"):
-        Record.parse(b"nonsense")
-
-
-def test_the_status_of_a_pending_message() -> None:
-    status = parse_status("m", RECORD, b"")
+def test_the_status_of_a_message_that_is_being_handled() -> None:
+    status = parse_status("m", PLACE, b"", 1, 1767225601500)
     assert status is not None
     assert status.status is MessageDeliveryStatus.PENDING
     assert status.attempts == 2
+    assert status.accepted_at == datetime(2026, 1, 1, tzinfo=UTC)
     assert status.claimed_at == datetime(2026, 1, 1, 0, 0, 1, 500_000, tzinfo=UTC)
     assert status.finished_at is None
+
+
+def test_the_status_of_a_message_that_waits() -> None:
+    status = parse_status("m", PLACE, b"", 0, -1)
+    assert status is not None
+    assert (status.attempts, status.claimed_at) == (0, None)
 
 
 @pytest.mark.parametrize(
     ("final", "expected", "error"),
     [
-        (b"d 1767225602000 " + RECORD, MessageDeliveryStatus.DELIVERED, None),
-        (
-            b"f 1767225602000 " + RECORD + b" failed: it broke here",
-            MessageDeliveryStatus.FAILED,
-            "failed: it broke here",
-        ),
-        (b"e 1767225602000 " + RECORD + b" expired: late", MessageDeliveryStatus.EXPIRED, "expired: late"),
+        (b"d 1767225602000 1767225601500 2 1767225600000", MessageDeliveryStatus.DELIVERED, None),
+        (b"f 1767225602000 1767225601500 2 1767225600000 failed: at 7", MessageDeliveryStatus.FAILED, "failed: at 7"),
+        (b"e 1767225602000 1767225601500 2 1767225600000 expired", MessageDeliveryStatus.EXPIRED, "expired"),
     ],
 )
 def test_final_statuses(final: bytes, expected: MessageDeliveryStatus, error: str | None) -> None:
-    status = parse_status("m", b"", final)
+    status = parse_status("m", b"", final, 0, -1)
     assert status is not None
-    assert (status.status, status.error) == (expected, error)
+    assert (status.status, status.error, status.attempts) == (expected, error, 2)
+    assert status.claimed_at == datetime(2026, 1, 1, 0, 0, 1, 500_000, tzinfo=UTC)
     assert status.finished_at == datetime(2026, 1, 1, 0, 0, 2, tzinfo=UTC)
 
 
-def test_a_message_redis_does_not_know_has_no_status() -> None:
-    assert parse_status("m", b"", b"") is None
-
-
-def test_a_message_never_claimed_has_no_time_of_claim() -> None:
-    status = parse_status("m", b"01767229200000 2 01767225600000 1767225600000-3 0 0 0", b"")
+def test_a_message_that_expired_unhandled_has_no_time_of_claim() -> None:
+    status = parse_status("m", b"", b"e 1767225602000 0 0 1767225600000 expired: late", 0, -1)
     assert status is not None
     assert status.claimed_at is None
+
+
+def test_a_message_redis_does_not_know_has_no_status() -> None:
+    assert parse_status("m", b"", b"", 0, -1) is None
 
 
 def test_figures() -> None:

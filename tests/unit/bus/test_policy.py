@@ -138,11 +138,11 @@ def test_an_option_that_is_not_delivered_is_refused(option: str) -> None:
         ({"delivery_options": {"max_retries": 0}}, "r0"),
         ({"delivery_options": {"require_ack": False}}, "k0"),
         ({"delivery_options": {"not_before": datetime(2026, 1, 1, tzinfo=UTC)}}, "b1767225600000"),
-        ({"reply_to": "@abc", "ttl": 2.5}, "yabc x2500"),
+        ({"reply_to": "@abc", "ttl": 2.5}, "yabc l2500"),
         ({"reply_to": "some-agent"}, ""),
         (
             {"reply_to": "@abc", "ttl": 1, "delivery_options": {"max_retries": 2, "require_ack": False}},
-            "r2 k0 yabc x1000",
+            "r2 k0 yabc l1000",
         ),
     ],
 )

@@ -1,71 +1,34 @@
--- How a handling ends. Nothing here is done before the caller has shown the record that Redis still holds.
+-- How a handling ends.
 
--- Collects what one call finishes, so that it costs a few commands and not a few per message. Lists are filled by
--- counting: asking a table for its length is a search.
-local function new_batch(P, now, life)
-  local gone = { { n = 0 }, { n = 0 }, { n = 0 }, { n = 0 } }
-  return {
-    P = P, now = now, life = life, ids = { n = 0 }, finals = { n = 0 }, delivered = 'd ' .. as_ms(now) .. ' ',
-    gone = gone, gone_by_name = { ['1'] = gone[1], ['2'] = gone[2], ['3'] = gone[3], ['4'] = gone[4] },
-  }
-end
-
--- lane: as text, as a record has it
-local function drop(batch, lane, entry, id)
-  local gone, ids = batch.gone_by_name[lane], batch.ids
-  local n = gone.n + 1
-  gone[n], gone.n = entry, n
-  n = ids.n + 1
-  ids[n], ids.n = id, n
-end
-
-local function add_final(batch, id, value)
-  local finals = batch.finals
-  local n = finals.n
-  finals[n + 1], finals[n + 2], finals.n = id, value, n + 2
-end
-
--- A final status: how it ended (d delivered, f failed, e expired), when, the record, and for the latter two why.
-local function final(batch, code, id, record, problem)
-  add_final(batch, id, code .. ' ' .. as_ms(batch.now) .. ' ' .. record .. ' ' .. problem)
-end
-
-local function delivered(batch, id, record)
-  add_final(batch, id, batch.delivered .. record)
-end
-
-local function flush(batch)
-  local P = batch.P
-  for lane = 1, 4 do
-    local gone = batch.gone[lane]
-    if gone.n > 0 then
-      local stream = P .. 'q:' .. lane
-      redis.call('XACK', stream, GROUP, unpack(gone))
-      redis.call('XDEL', stream, unpack(gone))
-    end
-  end
-  if batch.ids.n > 0 then
-    redis.call('HDEL', P .. 'ids', unpack(batch.ids))
-  end
-  if batch.finals.n > 0 then
-    keep_finals(P, batch.finals, batch.now, batch.life)
+-- Take entries out of the queue.
+local function remove(P, lane, entry, id)
+  local stream = P .. 'q:' .. lane
+  redis.call('XACK', stream, GROUP, entry)
+  redis.call('XDEL', stream, entry)
+  redis.call('HDEL', P .. 'tries', lane .. ' ' .. entry)
+  if id then
+    redis.call('HDEL', P .. 'ids', id)
   end
 end
 
-local function write_dead_letter(batch, id, document, reason, problem, attempts)
-  redis.call('XADD', batch.P .. 'dead', 'MAXLEN', '~', DEAD_LIMIT, '*', 'i', id, 'm', document, 'reason', reason,
+local function write_dead_letter(P, id, document, reason, problem, attempts)
+  redis.call('XADD', P .. 'dead', 'MAXLEN', '~', DEAD_LIMIT, '*', 'i', id, 'm', document, 'reason', reason,
     'error', problem, 'attempts', attempts)
 end
 
--- Give a message up: dead letter, final status, and word to whoever asked. `record` must be the one in force.
-local function bury(batch, id, record, document, options, reason, problem)
-  local _, lane, _, entry, attempts = string.match(record, RECORD)
-  write_dead_letter(batch, id, document, reason, problem, attempts)
+-- Give a message up: dead letter, final status, and word to whoever asked. `fields` is the entry's list of fields.
+local function bury(P, lane, entry, fields, reason, problem, attempts, claimed, now, life)
+  local values = fields_of(fields)
+  local id, options = values.i, options_of(string.sub(values.x or '', 16))
+  write_dead_letter(P, id, values.m or '', reason, problem, attempts)
   if options.y then
-    reply(batch.P, id, options.y, options.x, '!' .. reason .. ': ' .. problem)
+    reply(P, id, options.y, options.l, '!' .. reason .. ': ' .. problem)
   end
-  drop(batch, lane, entry, id)
-  final(batch, reason == 'expired' and 'e' or 'f', id, record, reason .. ': ' .. problem)
+  remove(P, lane, entry, id)
+  local code = reason == 'expired' and 'e' or 'f'
+  keep_final(P, id, table.concat({
+    code, as_ms(now), claimed, attempts, accepted_of(entry, options), reason .. ': ' .. problem,
+  }, ' '), now, life)
 end
 
 -- Take an entry from its owner; it stays in the stream and in the group, owned by nobody, until it is claimed again.
@@ -73,95 +36,99 @@ local function let_go(P, lane, entry)
   redis.call('XCLAIM', P .. 'q:' .. lane, GROUP, NOBODY, 0, entry, 'JUSTID')
 end
 
--- The record of a message its owner lets go; `uncounted` attempts are taken off.
-local function let_go_record(record, uncounted)
-  local expiry, lane, accepted, entry, attempts, token, claimed = string.match(record, RECORD)
-  return record_line(expiry, lane, accepted, entry, attempts - uncounted, '-' .. token, claimed)
-end
-
--- Whether `record` was completed by this very call before its answer was lost.
-local function done_before(current, status, record)
-  if current then
-    local held = select(6, string.match(current, RECORD))
-    return held == '-' .. select(6, string.match(record, RECORD))
-  end
-  return status and string.find(status, ' ' .. record, 1, true) ~= nil
-end
-
-local WIDTH = { a = 3, y = 6, p = 6, f = 5, d = 5, r = 3 }
-
--- ops: a id record                        acknowledge
---      y id record address life reply     acknowledge and answer
---      p id record address life reply     answer only: the message was acknowledged when it was claimed
---      f id record delay(ms) error        retry after delay
---      d id record reason error           dead letter
---      r id record                        hand back, not an attempt
--- `again`: the call is a repetition; what it did the first time is not refused now.
--- Returns the numbers (from 0) of the operations that were refused, as text.
-local function finish(batch, argv, from, again)
-  local P, now = batch.P, batch.now
-  local starts, ids, count, last = {}, {}, 0, #argv
-  local at = from
-  while at <= last do
-    count = count + 1
-    starts[count], ids[count] = at, argv[at + 1]
-    at = at + WIDTH[argv[at]]
-  end
-  if count == 0 then
-    return ''
-  end
-
-  local records = redis.call('HMGET', P .. 'ids', unpack(ids))
-  local statuses = again and finals_of(P, ids)
-  local refused, changed, done = {}, {}, {}
-  local freed, earliest = false, nil
-  for n = 1, count do
-    at = starts[n]
-    local id, code, record = ids[n], argv[at], argv[at + 2]
-    if code == 'a' and records[n] == record and not done[id] then -- by far the most
-      done[id] = true
-      local lane, entry = place_of(record)
-      drop(batch, lane, entry, id)
-      delivered(batch, id, record)
-    elseif code == 'p' then
-      reply(P, id, argv[at + 3], argv[at + 4], argv[at + 5])
-    elseif done[id] or records[n] ~= record then
-      if not (again and done_before(records[n], statuses[n], record)) then
-        refused[#refused + 1] = n - 1
-      end
-    else
-      done[id] = true
-      local lane, entry = place_of(record)
-      if code == 'y' then
-        drop(batch, lane, entry, id)
-        delivered(batch, id, record)
-        reply(P, id, argv[at + 3], argv[at + 4], argv[at + 5])
-      elseif code == 'r' then
-        let_go(P, lane, entry)
-        redis.call('RPUSH', P .. 'b:' .. lane, entry)
-        changed[#changed + 1] = id
-        changed[#changed + 1] = let_go_record(record, 1)
-        freed = true
-      else
-        local due = code == 'f' and now + tonumber(argv[at + 3])
-        if due and as_14(due) < string.sub(record, 1, 14) then
-          let_go(P, lane, entry)
-          redis.call('ZADD', P .. 'delayed', as_ms(due), 'r' .. lane .. ' ' .. entry .. ' ' .. id)
-          changed[#changed + 1] = id
-          changed[#changed + 1] = let_go_record(record, 0)
-          earliest = math.min(earliest or due, due)
-        else
-          local found = redis.call('XRANGE', P .. 'q:' .. lane, entry, entry)
-          local fields = found[1] and fields_of(found[1][2]) or {}
-          local reason = due and 'expired' or argv[at + 3]
-          local problem = (due and 'its time to live ends before the next retry; ' or '') .. argv[at + 4]
-          bury(batch, id, record, fields.m or '', options_of(fields.o), reason, problem)
-        end
-      end
+-- Acknowledge: the entries, ids and final statuses stand in argv one list after the other, by lane, and are handed on
+-- as they are. ARGV from `at`: number of entries in lanes 4, 3, 2, 1, number of fields of `tries`; the entries, the
+-- fields, the ids, and pairs of id and final status. Returns where the operations that follow begin.
+local function acknowledge(P, argv, at, now, life)
+  local first = at + 5
+  local next_entry = first
+  for lane = 4, 1, -1 do
+    local count = tonumber(argv[at + 4 - lane])
+    if count > 0 then
+      local stream, last = P .. 'q:' .. lane, next_entry + count - 1
+      redis.call('XACK', stream, GROUP, unpack(argv, next_entry, last))
+      redis.call('XDEL', stream, unpack(argv, next_entry, last))
+      next_entry = last + 1
     end
   end
-  if #changed > 0 then
-    redis.call('HSET', P .. 'ids', unpack(changed))
+  local total, tried = next_entry - first, tonumber(argv[at + 4])
+  if tried > 0 then
+    redis.call('HDEL', P .. 'tries', unpack(argv, next_entry, next_entry + tried - 1))
+  end
+  local ids = next_entry + tried
+  if total > 0 then
+    redis.call('HDEL', P .. 'ids', unpack(argv, ids, ids + total - 1))
+    local key, fresh = finals_key(P, now, life)
+    redis.call('HSET', key, unpack(argv, ids + total, ids + 3 * total - 1))
+    if fresh then
+      expire_finals(key, life)
+    end
+  end
+  return ids + 3 * total
+end
+
+-- The numbers (from 0) of the acknowledgements that a robbed consumer may not believe in, as text. One that the server
+-- has done before, when only its answer was lost, was good.
+local function refused_acknowledgements(P, argv, at, again)
+  local total = argv[at] + argv[at + 1] + argv[at + 2] + argv[at + 3]
+  local from, ids, refused = at + 5 + total + argv[at + 4], {}, {}
+  for n = 1, total do
+    ids[n] = argv[from + n - 1]
+  end
+  local finals = again and total > 0 and finals_of(P, ids) or NO_OPTIONS
+  for n = 1, total do
+    if not finals[n] then
+      refused[#refused + 1] = n - 1
+    end
+  end
+  return table.concat(refused, ' '), from + 3 * total
+end
+
+local WIDTH = { p = 5, f = 8, d = 8, r = 3 }
+
+-- The other endings, from `at` to the end of argv:
+--   p id address life reply                              answer a request
+--   f lane entry id attempts claimed delay(ms) error     retry after delay
+--   d lane entry id attempts claimed reason error        dead letter
+--   r lane entry                                         hand back, not an attempt
+-- Each but the first is checked against the group; in a repetition (`again`) what is no longer ours was done before.
+-- Returns the numbers (from 0) of the operations that were refused, as text.
+local function finish(P, argv, at, consumer, robbed, again, now, life)
+  local refused, number, last = {}, 0, #argv
+  local freed, earliest = false, nil
+  while at <= last do
+    local code, lane, entry = argv[at], argv[at + 1], argv[at + 2]
+    if robbed then
+      refused[#refused + 1] = number
+    elseif code == 'p' then
+      reply(P, argv[at + 1], argv[at + 2], argv[at + 3], argv[at + 4])
+    elseif #redis.call('XPENDING', P .. 'q:' .. lane, GROUP, entry, entry, 1, consumer) == 0 then
+      if not again then
+        refused[#refused + 1] = number
+      end
+    elseif code == 'r' then
+      let_go(P, lane, entry)
+      redis.call('RPUSH', P .. 'b:' .. lane, entry)
+      freed = true
+    else
+      local attempts, claimed, detail, problem = argv[at + 4], argv[at + 5], argv[at + 6], argv[at + 7]
+      local found = redis.call('XRANGE', P .. 'q:' .. lane, entry, entry)[1]
+      local fields = found and found[2] or { 'i', argv[at + 3] }
+      local due = code == 'f' and now + tonumber(detail)
+      if due and as_14(due) < string.sub(fields_of(fields).x or '', 1, 14) then
+        let_go(P, lane, entry)
+        redis.call('HSET', P .. 'tries', lane .. ' ' .. entry, attempts)
+        redis.call('ZADD', P .. 'delayed', as_ms(due), 'r' .. lane .. ' ' .. entry)
+        earliest = math.min(earliest or due, due)
+      else
+        if due then
+          detail, problem = 'expired', 'its time to live ends before the next retry; ' .. problem
+        end
+        bury(P, lane, entry, fields, detail, problem, attempts, claimed, now, life)
+      end
+    end
+    number = number + 1
+    at = at + WIDTH[code]
   end
   if freed then
     wake(P)

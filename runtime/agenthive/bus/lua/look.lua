@@ -42,11 +42,24 @@ local function stats(keys)
   return result
 end
 
--- status: ARGV: message id. Returns { record or "", final status or "" }.
+-- status: ARGV: message id. Returns { place or "", final status or "", attempts that ended, when it was claimed or
+-- -1 }; place is "<lane> <entry> <accepted>" of a message that is not finished.
 local function status(keys, argv)
   local P = prefix_of(keys)
-  local record = redis.call('HGET', P .. 'ids', argv[1])
-  return { record or '', finals_of(P, { argv[1] })[1] or '' }
+  local place = redis.call('HGET', P .. 'ids', argv[1])
+  if not place then
+    return { '', finals_of(P, { argv[1] })[1] or '', 0, -1 }
+  end
+  local lane, entry = string.match(place, '^(%d) (%S+)')
+  local tries = tonumber(redis.call('HGET', P .. 'tries', lane .. ' ' .. entry) or 0)
+  local claimed = -1
+  if entry ~= '-' then
+    local pending = redis.pcall('XPENDING', P .. 'q:' .. lane, GROUP, entry, entry, 1)
+    if not pending.err and pending[1] and pending[1][2] ~= NOBODY then
+      claimed = now_ms() - pending[1][3]
+    end
+  end
+  return { place, '', tries, claimed }
 end
 
 -- replies: ARGV: ids of requests. Returns the reply of each that has one, else "", and removes it.

@@ -3,34 +3,36 @@
 --
 -- KEYS[1] of every call is the agent's gate, "ah:{instance/namespace/hive/agent}:gate". All other keys are made from
 -- its prefix, so they live in the same Cluster slot:
---   q:<lane>      stream of one priority: fields i (message id), m (JSON document), o (delivery options, if any)
+--   q:<lane>      stream of one priority: fields i (message id), x (expiry and options), m (JSON document)
 --   b:<lane>      list of entries that wait to be claimed again: handed back, orphaned, or a retry that is due
---   ids           hash, message id -> record, of every message that is not finished
---   delayed       sorted set by due time of what must wait: "r<lane> <entry> <id>" (a retry) or "h<id>" (in held)
+--   ids           hash, message id -> "<lane> <entry> <accepted>", of every message that is not finished
+--   tries         hash, "<lane> <entry>" -> attempts that failed or crashed, of messages that had one
+--   delayed       sorted set by due time of what must wait: "r<lane> <entry>" (a retry) or "h<id>" (in held)
 --   held          hash, message id -> packed entry, of messages whose not_before has not come
 --   consumers     sorted set, consumer -> when its lease runs out (ms)
+--   robbed        set of consumers that lost their lease and whose entries are being returned
 --   wake          list with at most one token; idle consumers wait on it
 --   alarm         "<due ms> <consumer>": which parked consumer wakes by itself when the next delay ends
 --   st:<n>, sg    final statuses in generations, and the current generation "<n> <started ms>"
 --   dead          stream of dead letters
 --   r:<id>        the reply to a request
 --
--- A record is one line, "expiry lane accepted entry attempts token claimed" (times in ms, expiry and accepted with 14
--- digits, so that expiry, lane and entry are found without taking the line apart: that is what a function spends its
--- time on). Whoever completes a message shows the record it got with the claim; when the record has changed since, the
--- message belongs to somebody else. token: "0" never claimed; "-<token>" let go by its owner; "~<token>" taken from it.
+-- Ownership. A claimed entry is pending in the group under its consumer's name until that consumer completes it or is
+-- robbed of everything it has. The name is the claim token: it names one incarnation of one process and is never used
+-- again once robbed. So one look at `consumers` tells whether whatever a consumer says is still its to say.
+--
+-- Every time is in ms of the server's clock. Nothing here works per message where a list of arguments can be handed on
+-- as it came: a step in Lua costs as much as the command itself.
 
 local VERSION = '@VERSION@'
 local GROUP = 'agents'
 local NOBODY = 'nobody' -- the group's consumer that holds entries which were read once and wait to be claimed again
-local RECORD = '^(%d+) (%d) (%d+) (%S+) (%d+) (%S+) (%d+)$'
-local LANE_AT, ENTRY_AT = 16, 33 -- where lane and entry stand in a record
-local NEW = ' 0 0 0' -- how the record of a message ends that was never claimed
-local NO_OPTIONS = {}
 local GENERATIONS = 4
 local STATUS_LIMIT = 200000 -- final statuses kept per agent, whatever their age
 local DEAD_LIMIT = 100000 -- dead letters kept per agent
 local FOREVER = 90000000000000
+local LANES = { '1', '2', '3', '4' }
+local NO_OPTIONS = {}
 
 local function define(name, callback, flags)
   redis.register_function {
@@ -53,17 +55,9 @@ local function as_ms(number)
   return string.format('%d', math.max(0, math.min(number, FOREVER)))
 end
 
--- As a record holds it: comparable as text.
+-- With 14 digits, so that two of them can be compared as text.
 local function as_14(number)
   return string.format('%014d', math.max(0, math.min(number, FOREVER)))
-end
-
-local function record_line(expiry, lane, accepted, entry, attempts, token, claimed)
-  return expiry .. ' ' .. lane .. ' ' .. accepted .. ' ' .. entry .. ' ' .. attempts .. ' ' .. token .. ' ' .. claimed
-end
-
-local function place_of(record)
-  return string.sub(record, LANE_AT, LANE_AT), string.match(record, '^%S+', ENTRY_AT)
 end
 
 -- One idle consumer, if there is one, looks at the queue. One token is enough: who takes it passes it on if more is left.
@@ -81,7 +75,14 @@ local function wake_by(P, due)
   end
 end
 
--- The fields of a stream entry as a table.
+local function drop_alarm_of(P, consumer)
+  local alarm = redis.call('GET', P .. 'alarm')
+  if alarm and string.match(alarm, ' (.*)$') == consumer then
+    redis.call('DEL', P .. 'alarm')
+  end
+end
+
+-- A flat list of names and values as a table.
 local function fields_of(list)
   local fields = {}
   for i = 1, #list, 2 do
@@ -90,17 +91,22 @@ local function fields_of(list)
   return fields
 end
 
--- Delivery options of an entry, words of one letter and a value: b not_before (ms), r max_retries, k0 no
--- acknowledgement, y reply address, x life of the reply (ms), f1 not subject to the queue's bound.
-local function options_of(text)
-  if not text or text == '' then
+-- Field x of an entry is the expiry in 14 digits and, where there are any, options: words of one letter and a value.
+-- b not_before, a accepted (where the entry's own time does not tell), r max_retries, k0 no acknowledgement,
+-- y reply address, l life of the reply, f1 not subject to the queue's bound.
+local function options_of(words)
+  if words == '' then
     return NO_OPTIONS
   end
   local options = {}
-  for letter, value in string.gmatch(text, '(%a)(%S+)') do
+  for letter, value in string.gmatch(words, '(%a)(%S+)') do
     options[letter] = value
   end
   return options
+end
+
+local function accepted_of(entry, options)
+  return options.a or string.match(entry, '^%d+')
 end
 
 -- Put a reply where the asking process finds it, and tell it. The payload is a message, or "!" and why there is none.
@@ -129,26 +135,35 @@ local function finals_of(P, ids)
   return found
 end
 
--- Keep final statuses, `pairs` = {id, value, id, value ...}. They live in a few hashes, the oldest of which is dropped
--- whole: no key and no expiry per message, and a bound on their number.
-local function keep_finals(P, pairs, now, life)
+-- The hash that takes final statuses now, each "code finished claimed attempts accepted [error]" (d delivered,
+-- f failed, e expired) by message id. They live in a few hashes, the oldest of which is dropped whole: no key and no
+-- expiry per message, and a bound on their number. Returns the key, and whether it is new (then `expire_finals`).
+local function finals_key(P, now, life)
   local current = redis.call('GET', P .. 'sg')
   local generation, started = 0, 0
   if current then
     generation, started = string.match(current, '^(%d+) (%d+)$')
     generation, started = tonumber(generation), tonumber(started)
+    local key = P .. 'st:' .. generation
+    if now - started <= life / GENERATIONS and redis.call('HLEN', key) < STATUS_LIMIT / GENERATIONS then
+      return key, false
+    end
   end
+  generation = generation + 1
   local key = P .. 'st:' .. generation
-  local fresh = not current or now - started > life / GENERATIONS
-    or redis.call('HLEN', key) >= STATUS_LIMIT / GENERATIONS
+  redis.call('SET', P .. 'sg', generation .. ' ' .. as_ms(now), 'PX', as_ms(life * 2))
+  redis.call('UNLINK', key, P .. 'st:' .. (generation - GENERATIONS - 1))
+  return key, true
+end
+
+local function expire_finals(key, life)
+  redis.call('PEXPIRE', key, as_ms(life + life / GENERATIONS))
+end
+
+local function keep_final(P, id, value, now, life)
+  local key, fresh = finals_key(P, now, life)
+  redis.call('HSET', key, id, value)
   if fresh then
-    generation = generation + 1
-    key = P .. 'st:' .. generation
-    redis.call('SET', P .. 'sg', generation .. ' ' .. as_ms(now), 'PX', as_ms(life * 2))
-    redis.call('UNLINK', key, P .. 'st:' .. (generation - GENERATIONS - 1))
-  end
-  redis.call('HSET', key, unpack(pairs))
-  if fresh then
-    redis.call('PEXPIRE', key, as_ms(life + life / GENERATIONS))
+    expire_finals(key, life)
   end
 end

@@ -1,7 +1,13 @@
 -- send: accept messages into an agent's queue.
 -- ARGV: "1" if the batch may have been accepted before (a repetition after a lost connection), bound of the queue,
--- then per message: lane, id, JSON document, ttl (ms), delivery options ("" for none).
+-- then per message: lane, id, JSON document, ttl (ms), options ("" for none).
 -- Returns one character per message: 1 accepted, 2 already known (accepted before), 0 refused: the queue is full.
+
+-- Hold a message back until `due`.
+local function hold(P, id, lane, document, meta, due, now)
+  redis.call('HSET', P .. 'held', id, cmsgpack.pack({ lane, document, meta .. ' a' .. as_ms(now) }))
+  redis.call('ZADD', P .. 'delayed', as_ms(due), 'h' .. id)
+end
 
 local function send(keys, argv)
   local P = prefix_of(keys)
@@ -15,22 +21,20 @@ local function send(keys, argv)
   local known = redis.call('HMGET', P .. 'ids', unpack(ids))
   local finals = argv[1] == '1' and finals_of(P, ids)
   local length = redis.call('HLEN', P .. 'held')
-  for lane = 1, 4 do
-    length = length + redis.call('XLEN', P .. 'q:' .. lane)
+  local streams, places = {}, {}
+  for _, lane in ipairs(LANES) do
+    streams[lane], places[lane] = P .. 'q:' .. lane, lane .. ' '
+    length = length + redis.call('XLEN', streams[lane])
   end
 
   local results, records, changes, seen = {}, {}, 0, {}
   local ready, earliest = false, nil
-  local accepted = as_14(now)
-  local streams = {}
-  for lane = 1, 4 do
-    streams[tostring(lane)] = P .. 'q:' .. lane
-  end
-  local like_ttl, like_lane, start = nil, nil, nil -- most messages of a batch begin their records alike
+  local accepted = ' ' .. as_ms(now)
+  local like_ttl, expiry = nil, nil -- most messages of a batch expire alike
   for n = 1, count do
     local id, at = ids[n], 5 * n - 2
-    local lane, document, ttl, packed = argv[at], argv[at + 2], tonumber(argv[at + 3]), argv[at + 4]
-    local options = options_of(packed)
+    local lane, document, ttl, words = argv[at], argv[at + 2], argv[at + 3], argv[at + 4]
+    local options = options_of(words)
     if known[n] or seen[id] or (finals and finals[n]) then
       results[n] = '2'
     elseif length >= bound and not options.f then
@@ -39,22 +43,18 @@ local function send(keys, argv)
       local due = options.b and tonumber(options.b) or 0
       local entry
       if due > now then
-        entry, start, like_ttl = '-', as_14(due + ttl) .. ' ' .. lane .. ' ' .. accepted .. ' ', nil
-        redis.call('HSET', P .. 'held', id, cmsgpack.pack({ lane, document, packed }))
-        redis.call('ZADD', P .. 'delayed', as_ms(due), 'h' .. id)
+        entry = '-'
+        hold(P, id, lane, document, as_14(due + tonumber(ttl)) .. ' ' .. words, due, now)
         earliest = math.min(earliest or due, due)
       else
-        if ttl ~= like_ttl or lane ~= like_lane then
-          like_ttl, like_lane, start = ttl, lane, as_14(now + ttl) .. ' ' .. lane .. ' ' .. accepted .. ' '
+        if ttl ~= like_ttl then
+          like_ttl, expiry = ttl, as_14(now + tonumber(ttl))
         end
-        if packed == '' then
-          entry = redis.call('XADD', streams[lane], '*', 'i', id, 'm', document)
-        else
-          entry = redis.call('XADD', streams[lane], '*', 'i', id, 'm', document, 'o', packed)
-        end
+        local meta = words == '' and expiry or expiry .. ' ' .. words
+        entry = redis.call('XADD', streams[lane], '*', 'i', id, 'x', meta, 'm', document)
         ready = true
       end
-      records[changes + 1], records[changes + 2] = id, start .. entry .. NEW
+      records[changes + 1], records[changes + 2] = id, places[lane] .. entry .. accepted
       changes = changes + 2
       seen[id] = true
       length = length + 1
