@@ -238,7 +238,7 @@ def test_any_json_body_survives_the_wire(body: dict[str, Any], priority: Message
 
 @given(st.binary(max_size=200))
 def test_random_bytes_are_a_message_error(data: bytes) -> None:
-    with pytest.raises(MessageError, match="^not a valid message: "):
+    with pytest.raises(MessageError, match=r"^not a valid message: "):
         AgentMessage.from_json(data)
 
 

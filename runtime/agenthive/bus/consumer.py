@@ -274,8 +274,9 @@ class Consumer:
             self._idle.clear()
             try:
                 await self._turn()
-            except Exception:
+            except Exception as error:
                 log.exception("a turn of the consumer of %s failed; going on", self.agent)
+                self._in_flight.fail(BusUnavailable(f"the result could not be delivered: {error!r}"))
                 await self._lane.pause()
 
     def _has_work(self) -> bool:

@@ -52,6 +52,7 @@ class Sender:
         self._lane = connections.lane()
         self._bound = queue_bound
         self._outboxes: dict[str, Outbox] = {}
+        self._in_flight: list[tuple[Outbox, list[Item]]] = []
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -77,9 +78,11 @@ class Sender:
             await asyncio.sleep(0)  # whoever is ready to send in this turn of the loop joins the batch
             try:
                 while batches := self._take():
+                    self._in_flight = batches
                     await self._deliver(batches)
-            except Exception:
+            except Exception as error:
                 log.exception("sending failed; going on")
+                self._fail_in_flight(BusUnavailable(f"sending failed: {error!r}"))
 
     def _take(self) -> list[tuple[Outbox, list[Item]]]:
         """What can be sent now, by agent."""
@@ -106,6 +109,9 @@ class Sender:
             self._wake_at(later)
         return batches
 
+    def _fail_in_flight(self, error: BusError) -> None:
+        _fail((item for _, batch in self._in_flight for item in batch), error)
+
     def _wake_at(self, when: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -122,11 +128,11 @@ class Sender:
                 again = True
                 reason = f"Redis at {self._lane.endpoint} cannot be reached: {error}"
                 if self._connections.breaker.open:
-                    _fail((item for _, batch in batches for item in batch), BusUnavailable(reason))
+                    self._fail_in_flight(BusUnavailable(reason))
                     return
                 await self._lane.pause()
             except BusUnavailable as error:
-                _fail((item for _, batch in batches for item in batch), error)
+                self._fail_in_flight(error)
                 return
             else:
                 for (outbox, batch), answer in zip(batches, answers, strict=True):
@@ -166,14 +172,16 @@ class Sender:
             _fail(late, QueueFull(f"the queue holds its {self._bound} messages and did not shrink in time; send later"))
 
     async def aclose(self) -> None:
-        """Send what waits, as far as Redis takes it at once, and stop."""
+        """Stop. Whoever still waits gets BusUnavailable: its message may have been accepted or not."""
         if self._timer is not None:
             self._timer.cancel()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        closed = BusUnavailable("the bus was closed before Redis confirmed the message")
+        self._fail_in_flight(closed)
         for outbox in self._outboxes.values():
-            _fail(outbox.items, BusUnavailable("the bus was closed before the message was sent"))
+            _fail(outbox.items, closed)
         self._outboxes.clear()
         await self._lane.aclose()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 
 import pytest
 
@@ -67,8 +68,8 @@ async def test_a_reply_goes_to_the_process_that_asked(connect, consume, make) ->
 
 
 async def test_no_reply_in_time_says_where_the_request_stands(bus, consume, make) -> None:
-    with pytest.raises(RequestTimeout, match=r"worker did not reply to t within 0\.1 s; it is pending") as caught:
-        await bus.request(make(), 0.1)
+    with pytest.raises(RequestTimeout, match=r"worker did not reply to t within 0\.3 s; it is pending") as caught:
+        await bus.request(make(), 0.3)
     assert caught.value.status.status is MessageDeliveryStatus.PENDING
     assert isinstance(caught.value, TimeoutError)
     assert bus._replies._waiting == {}
@@ -79,7 +80,8 @@ async def test_no_reply_in_time_says_where_the_request_stands(bus, consume, make
 async def test_a_request_expires_with_its_timeout(bus, consume, make) -> None:
     request = make()
     with pytest.raises(RequestTimeout):
-        await bus.request(request, 0.05)
+        await bus.request(request, 0.3)
+    await asyncio.sleep(0.3)  # it was accepted before the timeout, and lives for 0.3 s from then
     consumer = await consume()
     await bus.send(make(7))
     (delivery,) = await consumer.claim(5)
@@ -169,3 +171,17 @@ async def test_closing_the_bus_ends_what_waits(connect, make, until) -> None:
         await waiting
     with pytest.raises(BusUnavailable, match="closed"):
         await bus.send(make())
+
+
+async def test_closing_the_bus_ends_a_send_that_is_under_way(own_valkey, connect, make, until) -> None:
+    bus = await connect(own_valkey.url)
+    await bus.send(make())
+    own_valkey.process.send_signal(signal.SIGSTOP)
+    sending = [asyncio.create_task(bus.send(make(n))) for n in range(3)]
+    await until(lambda: bus._sender._in_flight)
+    sending.append(asyncio.create_task(bus.send(make(4))))
+    await asyncio.sleep(0)
+    await bus.aclose()
+    own_valkey.process.send_signal(signal.SIGCONT)
+    for result in await asyncio.gather(*sending, return_exceptions=True):
+        assert isinstance(result, BusUnavailable)
