@@ -87,7 +87,7 @@ def update(name: str, old: Manifest, new: Manifest, message: str | None = None) 
 
 NAME_OF_HIVE = "name the hive with at most 40 lower-case letters"
 NAME_OF_AGENT = "name the Agent with at most 47 lower-case letters"
-RESERVED = "AGENTHIVE_* and POD_IP are set by the operator"
+RESERVED = "AGENTHIVE_* is set by the operator"
 OWN_LABELS = "choose other labels"
 EITHER_SERVER = "set either managed (a server that the operator runs) or external"
 
@@ -256,7 +256,6 @@ def env_cases(place: str, make: Callable[..., Manifest]) -> list[Case]:
         create(f"{place}: env", make(env=[{"name": "A", "value": "1"}])),
         create(f"{place}: env from the pod", make(env=[{"name": "NODE", "valueFrom": FROM_NODE}])),
         create(f"{place}: env AGENTHIVE_HIVE", make(env=[{"name": "AGENTHIVE_HIVE", "value": "x"}]), RESERVED),
-        create(f"{place}: env POD_IP", make(env=[{"name": "POD_IP", "value": "x"}]), RESERVED),
         create(f"{place}: the same variable twice", make(env=[{"name": "A"}, {"name": "A"}]), "Duplicate value"),
         create(f"{place}: env name with =", make(env=[{"name": "A=B"}]), "env[0].name"),
         create(

@@ -78,7 +78,7 @@ def atomic_map() -> dict[str, Any]:
 
 IMMUTABLE = "self == oldSelf"
 RESERVED_ENV = Rule(
-    "!self.name.startsWith('AGENTHIVE_') && self.name != 'POD_IP'",
-    "AGENTHIVE_* and POD_IP are set by the operator: choose another name, or use the field of the spec that tunes this",
+    "!self.name.startsWith('AGENTHIVE_')",
+    "AGENTHIVE_* is set by the operator: choose another name, or use the field of the spec that tunes this",
     ".name",
 )

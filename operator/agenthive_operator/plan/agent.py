@@ -144,7 +144,6 @@ def _program(agent: Agent) -> dict[str, Any]:
 def _environment(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> list[dict[str, Any]]:
     """The operator's variables first, so that the user's may refer to them; the Agent's win over its hive's."""
     own = [
-        pods.POD_IP,
         pods.env("AGENTHIVE_INSTANCE", observed.instance_id),
         pods.env("AGENTHIVE_NAMESPACE", agent.metadata.namespace),
         pods.env("AGENTHIVE_HIVE", hive.metadata.name),
@@ -154,7 +153,6 @@ def _environment(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> list
             "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}},
         },
         *(pods.secret_env(key, names.agent_secret_name(agent.metadata.name), key) for key in (REDIS_URL, POSTGRES_URL)),
-        pods.env("AGENTHIVE_BIND", "$(POD_IP)"),
         pods.env("AGENTHIVE_CONCURRENCY", str(agent.spec.concurrency)),
         pods.env("AGENTHIVE_DRAIN_SECONDS", str(agent.spec.drain_seconds)),
     ]
@@ -180,7 +178,7 @@ def _policies(*policies: tuple[str, Policy]) -> list[dict[str, Any]]:
 def _with_users(own: Sequence[dict[str, Any]], users: Iterable[EnvVar]) -> list[dict[str, Any]]:
     """``own`` and the user's variables; of one name the last counts, in the first one's place.
 
-    The CRD refuses AGENTHIVE_* and POD_IP; HOME and PYTHONPATH may be the user's, the latter behind the mounted code.
+    The CRD refuses AGENTHIVE_*; HOME and PYTHONPATH may be the user's, the latter behind the mounted code.
     """
     variables = {variable["name"]: variable for variable in own}
     mounted_code = "PYTHONPATH" in variables

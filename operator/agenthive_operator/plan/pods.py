@@ -10,11 +10,6 @@ from agenthive_operator.api.meta import ResourceRequirements
 from agenthive_operator.plan.quantity import canonical, canonical_amounts, canonical_resources
 from agenthive_operator.plan.references import objects
 
-POD_IP: dict[str, Any] = {
-    "name": "POD_IP",
-    "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}},
-}
-
 
 def pod_security(user: int) -> dict[str, Any]:
     """Security context of a pod that runs as ``user`` and may write to its volumes."""

@@ -57,16 +57,15 @@ def _container(spec: ManagedPostgres) -> dict[str, Any]:
     return {
         "name": "postgres",
         "image": spec.image,
-        "args": ["-c", "listen_addresses=$(POD_IP)", "-c", f"max_connections={MAX_CONNECTIONS}"],
+        "args": ["-c", f"max_connections={MAX_CONNECTIONS}"],
         "env": [
-            pods.POD_IP,
             pods.env("POSTGRES_USER", USER),
             pods.env("POSTGRES_DB", DATABASE),
             pods.env("POSTGRES_PASSWORD_FILE", f"{SECRET_PATH}/password"),
             pods.env("POSTGRES_INITDB_ARGS", "--auth-host=scram-sha-256 --auth-local=scram-sha-256"),
             pods.env("PGDATA", PGDATA),
-            # For pg_isready: while the image sets up a new data folder, the server answers on its socket only.
-            pods.env("PGHOST", "$(POD_IP)"),
+            # For pg_isready: while the image sets up a new data folder, a passing server answers on the socket.
+            pods.env("PGHOST", "localhost"),
         ],
         "ports": [{"name": "postgres", "containerPort": PORT, "protocol": "TCP"}],
         "resources": pods.resources(spec.resources, DEFAULT_RESOURCES),

@@ -57,6 +57,9 @@ def _config(spec: ManagedRedis) -> str:
     lines = [
         f"include {SECRET_PATH}/auth.conf",
         f"port {PORT}",
+        # Every interface, IPv6 where there is one: in a pod's own network the password is what protects.
+        "bind * -::*",
+        "protected-mode no",
         "dir /data",
         # Messages survive a restart; at most the last second is lost with the machine.
         "appendonly yes",
@@ -90,8 +93,7 @@ def _container(spec: ManagedRedis) -> dict[str, Any]:
         "name": "redis",
         "image": spec.image,
         "command": [_program(spec.image)],
-        "args": [f"{CONFIG_PATH}/redis.conf", "--bind", "$(POD_IP)"],
-        "env": [pods.POD_IP],
+        "args": [f"{CONFIG_PATH}/redis.conf"],
         "ports": [{"name": "redis", "containerPort": PORT, "protocol": "TCP"}],
         "resources": pods.resources(spec.resources, DEFAULT_RESOURCES),
         # Reading a large append-only file takes a while: five minutes before the kubelet gives up.

@@ -44,22 +44,20 @@ def stateful_set(name: str, container: dict, volumes: list[dict]) -> dict:
     }
 
 
-POD_IP = {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
-
-
 def valkey() -> list[dict]:
     config = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": "conf"},
-        "data": {"redis.conf": "dir /data\nappendonly yes\nappendfsync always\ninclude /etc/secret/auth.conf\n"},
+        "data": {
+            "redis.conf": "bind * -::*\ndir /data\nappendonly yes\nappendfsync always\ninclude /etc/secret/auth.conf\n"
+        },
     }
     probe = {"tcpSocket": {"port": "redis"}, "periodSeconds": 1, "failureThreshold": 30}
     container = {
         "name": "redis",
         "image": "valkey/valkey:8.1",
-        "args": ["valkey-server", "/etc/redis/redis.conf", "--bind", "$(POD_IP)"],
-        "env": [POD_IP],
+        "args": ["valkey-server", "/etc/redis/redis.conf"],
         "ports": [{"name": "redis", "containerPort": 6379}],
         "startupProbe": probe,
         "readinessProbe": probe,
@@ -81,15 +79,13 @@ def postgres() -> list[dict]:
     container = {
         "name": "postgres",
         "image": "postgres:18",
-        "args": ["-c", "listen_addresses=$(POD_IP)", "-c", "max_connections=20"],
+        "args": ["-c", "listen_addresses=*", "-c", "max_connections=20"],
         "env": [
-            POD_IP,
             {"name": "POSTGRES_USER", "value": "app"},
             {"name": "POSTGRES_DB", "value": "app"},
             {"name": "POSTGRES_PASSWORD_FILE", "value": "/etc/secret/password"},
             {"name": "POSTGRES_INITDB_ARGS", "value": "--auth-host=scram-sha-256 --auth-local=scram-sha-256"},
             {"name": "PGDATA", "value": "/var/lib/postgresql/data/pgdata"},
-            {"name": "PGHOST", "value": "$(POD_IP)"},
         ],
         "ports": [{"name": "postgres", "containerPort": 5432}],
         "startupProbe": {"exec": {"command": check}, "periodSeconds": 1, "timeoutSeconds": 5, "failureThreshold": 60},

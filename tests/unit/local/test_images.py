@@ -85,6 +85,30 @@ def test_valkey_reads_its_configuration_with_our_paths(tmp_path) -> None:
     assert missing == ["valkey-server", "/no/such.conf"]
 
 
+def test_servers_listen_on_the_pods_address(tmp_path) -> None:
+    here = ImageContext({"AGENTHIVE_BIND": "127.9.9.9"}, Rewrite({}), tmp_path)
+    argv = ValkeyImage().invocation(["valkey-server"], ["--bind", "*"], here).argv
+    assert argv == ["valkey-server", "--bind", "*", "--bind", "127.9.9.9"], "the last one counts"
+    assert ValkeyImage().invocation(["sh", "-c"], ["true"], here).argv == ["sh", "-c", "true"]
+    argv = PostgresImage().invocation([], ["-c", "listen_addresses=*"], here).argv
+    assert argv[-4:] == ["-c", "listen_addresses=*", "-c", "listen_addresses=127.9.9.9"]
+
+
+@pytest.mark.parametrize(
+    ("given", "host"),
+    [
+        ({}, "127.9.9.9"),
+        ({"PGHOST": "localhost"}, "127.9.9.9"),
+        ({"PGHOST": "db"}, "db"),
+        ({"PGHOST": ""}, "127.9.9.9"),
+    ],
+)
+def test_postgres_tools_find_the_server(given, host) -> None:
+    bound = {"AGENTHIVE_BIND": "127.9.9.9", **given}
+    assert PostgresImage().environment(bound) == {**bound, "PGHOST": host}
+    assert ValkeyImage().environment(bound) == bound
+
+
 def test_postgres_arguments(tmp_path) -> None:
     image = PostgresImage()
     made = image.invocation([], ["-c", "a=b"], context(tmp_path))

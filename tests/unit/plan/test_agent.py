@@ -84,7 +84,8 @@ def test_default_policies_are_not_written() -> None:
 def test_the_operators_variables_hold() -> None:
     env = [{"name": "POD_IP", "value": "1.2.3.4"}, {"name": "AGENTHIVE_HIVE", "value": "other"}]
     variables = environment(agent(env=env), hive())
-    assert "valueFrom" in variables["POD_IP"]
+    assert variables["POD_IP"]["value"] == "1.2.3.4", "a name of the user's own"
+    assert "AGENTHIVE_BIND" not in variables, "an agent listens on every interface of its pod"
     assert variables["AGENTHIVE_HIVE"]["value"] == "demo"
 
 

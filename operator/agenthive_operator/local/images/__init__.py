@@ -6,11 +6,11 @@ them. Any other image means nothing: its container's command runs as it is, with
 
 from __future__ import annotations
 
-from agenthive_operator.local.images.base import Image, ImageContext, Invocation, PlainImage
+from agenthive_operator.local.images.base import BIND, Image, ImageContext, Invocation, PlainImage
 from agenthive_operator.local.images.postgres import PostgresImage
 from agenthive_operator.local.images.valkey import ValkeyImage
 
-__all__ = ["Image", "ImageContext", "Invocation", "image_for", "repository"]
+__all__ = ["BIND", "Image", "ImageContext", "Invocation", "image_for", "repository"]
 
 _KNOWN: dict[str, type[Image]] = {"valkey": ValkeyImage, "redis": ValkeyImage, "postgres": PostgresImage}
 

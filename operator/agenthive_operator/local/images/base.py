@@ -13,6 +13,8 @@ from pathlib import Path
 from agenthive_operator.local.kubelet.environment import ConfigError
 from agenthive_operator.local.kubelet.rewrite import Rewrite
 
+#: Where a process listens: all pods share one network here, so each has an address of its own.
+BIND = "AGENTHIVE_BIND"
 #: What a container's process has of our own environment.
 INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ")
 
@@ -60,6 +62,10 @@ class Image:
     def defaults(self) -> dict[str, str]:
         """Variables the image sets; they speak of the container's paths."""
         return {}
+
+    def environment(self, variables: Mapping[str, str]) -> dict[str, str]:
+        """The variables as this image's programs need them here, where a pod has no network of its own."""
+        return dict(variables)
 
     def program_folders(self) -> list[Path]:
         """Folders of the image's own programs."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pwd
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from agenthive_operator.local import servers
-from agenthive_operator.local.images.base import Image, ImageContext, Invocation
+from agenthive_operator.local.images.base import BIND, Image, ImageContext, Invocation
 from agenthive_operator.local.kubelet.environment import ConfigError
 
 _ENTRYPOINT = "docker-entrypoint.sh"
@@ -34,6 +35,11 @@ class PostgresImage(Image):
         """The image's PGDATA."""
         return {"PGDATA": "/var/lib/postgresql/data"}
 
+    def environment(self, variables: Mapping[str, str]) -> dict[str, str]:
+        """PGHOST, for the tools in probes: the server has no socket here, and a pod's localhost is its address."""
+        address, host = variables.get(BIND), variables.get("PGHOST") or "localhost"
+        return {**variables, "PGHOST": address if address and host == "localhost" else host}
+
     def invocation(self, command: list[str], args: list[str], context: ImageContext) -> Invocation:
         """As the entrypoint: options alone are meant for ``postgres``; another command runs as it is."""
         if command and command[0].rpartition("/")[2] != _ENTRYPOINT:
@@ -45,4 +51,6 @@ class PostgresImage(Image):
             raise ConfigError("/docker-entrypoint-initdb.d is not offered in local mode: run the scripts as a client")
         # Not as the account: it may not reach this interpreter. The entrypoint changes to it on its way.
         options = words[1:] if words[:1] == ["postgres"] else words
+        if address := context.env.get(BIND):
+            options = [*options, "-c", f"listen_addresses={address}"]
         return Invocation([sys.executable, "-P", "-m", _MODULE, *options])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agenthive_operator.local import servers
-from agenthive_operator.local.images.base import Image, ImageContext, Invocation
+from agenthive_operator.local.images.base import BIND, Image, ImageContext, Invocation
 
 _NAMES = {"valkey-server", "redis-server"}
 _ENTRYPOINT = "docker-entrypoint.sh"
@@ -27,13 +27,16 @@ class ValkeyImage(Image):
     def invocation(self, command: list[str], args: list[str], context: ImageContext) -> Invocation:
         """As the entrypoint: options or a .conf file alone are meant for the server.
 
-        The configuration file is read through a copy in which mount paths are those of this machine.
+        The configuration file is read through a copy in which mount paths are those of this machine. What a server
+        binds in a pod of its own, all interfaces, is the pod's address here.
         """
         words = [*command, *args] if command and command[0].rpartition("/")[2] != _ENTRYPOINT else [*command[1:], *args]
         if not words or words[0].startswith("-") or words[0].endswith(".conf"):
             words = ["valkey-server", *words]
         if words[0] in _NAMES and len(words) > 1 and not words[1].startswith("-"):
             words[1] = str(self._rewritten(Path(words[1]), context))
+        if words[0] in _NAMES and (address := context.env.get(BIND)):
+            words += ["--bind", address]
         return Invocation(words)
 
     @staticmethod

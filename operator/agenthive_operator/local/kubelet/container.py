@@ -13,7 +13,7 @@ from pathlib import Path
 import aiohttp
 
 from agenthive_operator.local.client import ApiClient, ApiError
-from agenthive_operator.local.images import Image, ImageContext, image_for
+from agenthive_operator.local.images import BIND, Image, ImageContext, image_for
 from agenthive_operator.local.kubelet import environment, probes, sources, volumes
 from agenthive_operator.local.kubelet.backoff import CrashLoop, restarts
 from agenthive_operator.local.kubelet.environment import ConfigError
@@ -33,8 +33,6 @@ MAX_MESSAGE = 4096
 SERVICE_WAIT_SECONDS = 30.0
 #: Between two tries to prepare a container that lacks something, seconds.
 PREPARE_RETRY_SECONDS = (0.25, 5.0)
-#: Where a process listens: all pods share one network here, so each has an address of its own.
-BIND = "AGENTHIVE_BIND"
 TERMINATION_LOG = "AGENTHIVE_TERMINATION_LOG"
 
 
@@ -160,9 +158,9 @@ class Container:
         targets = await self._targets([*texts, *command, *args])
         self._rewrite = Rewrite(paths, targets)
         # What comes from this machine (PATH, HOME) already speaks of this machine.
-        self._environment = {
-            name: value if base.get(name) == value else self._rewrite.text(value) for name, value in variables.items()
-        }
+        self._environment = self._image.environment(
+            {name: value if base.get(name) == value else self._rewrite.text(value) for name, value in variables.items()}
+        )
         self._command = [self._rewrite.text(word) for word in command]
         self._args = [self._rewrite.text(word) for word in args]
         self._cwd = self._working_folder()
