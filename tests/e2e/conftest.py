@@ -1,0 +1,56 @@
+"""The control plane of the end-to-end tests and a namespace of it for each."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.e2e.plane import EXISTING, Plane, command, local_folder
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[Plane]:
+    """The control plane all end-to-end tests share."""
+    if EXISTING:
+        yield Plane(Path(EXISTING), None)
+        return
+    folder = local_folder()
+    env = {"AGENTHIVE_LOCAL_CRASH_BACKOFF_SECONDS": "0.5"}
+    command("agenthive", "local", "up", "--detach", "--dir", folder, env=env)
+    try:
+        yield Plane(folder / "kubeconfig", folder)
+    finally:
+        command("agenthive", "local", "down", "--dir", folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def plane(control_plane: Plane, request: pytest.FixtureRequest) -> Iterator[Plane]:
+    """A namespace of the test's own."""
+    with namespace_of(control_plane, request.node) as own:
+        yield own
+
+
+@pytest.fixture(scope="module")
+def module_plane(control_plane: Plane, request: pytest.FixtureRequest) -> Iterator[Plane]:
+    """A namespace of the module's own."""
+    with namespace_of(control_plane, request.node) as own:
+        yield own
+
+
+@contextlib.contextmanager
+def namespace_of(control_plane: Plane, node: pytest.Item | pytest.Collector) -> Iterator[Plane]:
+    """A fresh namespace, emptied and deleted afterwards; skips what needs more than this plane has."""
+    needs = {mark.args[0] for mark in node.iter_markers("needs")}
+    if "processes" in needs and EXISTING:
+        pytest.skip("needs pods that are processes of this machine")
+    namespace = f"e2e-{secrets.token_hex(4)}"
+    own = Plane(control_plane.kubeconfig, control_plane.folder, namespace)
+    own.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+    yield own
+    own.kubectl("delete", "agents,hives", "--all", "--timeout=60s")
+    own.kubectl("delete", "namespace", namespace, "--timeout=60s")
