@@ -79,15 +79,12 @@ def too_many(field: str, actual: int, limit: int) -> FieldError:
 class ApiError(Exception):
     """A request that is refused: becomes a Status body with ``code``."""
 
-    def __init__(
-        self, code: int, reason: str, message: str, details: Mapping[str, Any] | None = None, *, header: str = ""
-    ) -> None:
+    def __init__(self, code: int, reason: str, message: str, details: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.reason = reason
         self.message = message
         self.details = details
-        self.allow = header
 
     def status(self) -> Json:
         """The Status object of this error."""

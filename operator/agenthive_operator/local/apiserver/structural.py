@@ -20,6 +20,7 @@ from .errors import (
     invalid,
     not_supported,
     required,
+    shown,
     too_long,
     too_many,
     type_invalid,
@@ -293,12 +294,8 @@ def _text(value: str, schema: Schema, path: str) -> list[FieldError]:
     if schema.pattern is not None and not schema.pattern.search(value):
         return [invalid(path, value, f"{path} in body should match '{schema.pattern_text}'")]
     if schema.format and not formats.fits(schema.format, value):
-        return [invalid(path, value, f"{path} in body must be of type {schema.format}: {orjson_text(value)}")]
+        return [invalid(path, value, f"{path} in body must be of type {schema.format}: {shown(value)}")]
     return []
-
-
-def orjson_text(value: Any) -> str:
-    return orjson.dumps(value).decode()
 
 
 def _number(value: float, schema: Schema, path: str) -> list[FieldError]:
