@@ -152,13 +152,14 @@ async def test_one_key_is_handled_by_one_worker_at_a_time_and_others_run_beside_
     peak: dict[str, int] = {}
     handled: list[str] = []
     together = 0
+    go_on = asyncio.Event()
 
     async def handle(key: str) -> None:
         nonlocal together
         running_now[key] = running_now.get(key, 0) + 1
         peak[key] = max(peak.get(key, 0), running_now[key])
         together = max(together, sum(running_now.values()))
-        await asyncio.sleep(0.02)
+        await go_on.wait()
         running_now[key] -= 1
         handled.append(key)
 
@@ -166,7 +167,8 @@ async def test_one_key_is_handled_by_one_worker_at_a_time_and_others_run_beside_
         for _ in range(4):
             for key in "abc":
                 queue.add(key)
-            await asyncio.sleep(0.005)
+            await eventually(lambda: queue.schedule.in_flight == 3)
+        go_on.set()
         await asyncio.wait_for(queue.drained(), 5)
     assert peak == {"a": 1, "b": 1, "c": 1}
     assert together == 3
