@@ -239,7 +239,10 @@ class AgentHiveSpec(ApiModel):
     )
     suspend: bool = Field(False, description="Drain all agents to zero pods; data stays.")
     deletion_policy: Literal["Retain", "Delete"] = Field(
-        "Retain", description="What becomes of the managed servers' volumes when the hive is deleted."
+        "Retain",
+        description="What becomes of the managed servers' volumes and of data in external servers when the hive is "
+        "deleted. Retained volumes are found again by a hive of the same name; for data in external servers alone, "
+        "give it the instanceId it had.",
     )
 
 

@@ -12,6 +12,8 @@ Component = Literal["redis", "postgres", "agent"]
 FIELD_MANAGER = "agenthive-operator"
 FINALIZER = "agenthive.dev/cleanup"
 CHECKSUM_ANNOTATION = "agenthive.dev/checksum"
+# On admin Secrets: which keys and schemas in the server are the hive's.
+INSTANCE_ANNOTATION = "agenthive.dev/instance-id"
 
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 COMPONENT_LABEL = "app.kubernetes.io/component"

@@ -83,8 +83,13 @@ def server_objects(
 
 
 def _secret(hive: AgentHive, component: Component, spec: ManagedServer, parts: ServerParts) -> dict[str, Any]:
-    """The admin Secret. It has no owner where the volume stays: a volume is of no use without its password."""
+    """The admin Secret. It has no owner where the volume stays.
+
+    A volume is of no use without its password, and its data not found again without the instance id.
+    """
     secret = names.hive_child("v1", "Secret", hive, component, type="Opaque", data=encoded(parts.secret))
+    if hive.instance_id is not None:
+        secret["metadata"]["annotations"] = {names.INSTANCE_ANNOTATION: hive.instance_id}
     if hive.spec.deletion_policy == "Retain" and not spec.ephemeral:
         del secret["metadata"]["ownerReferences"]
     return secret

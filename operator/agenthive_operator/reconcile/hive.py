@@ -10,14 +10,16 @@ import secrets
 from collections.abc import Mapping
 from typing import Final
 
-from agenthive_operator.api.hive import AgentHive
+from pydantic import TypeAdapter, ValidationError
+
+from agenthive_operator.api.hive import AgentHive, InstanceId
 from agenthive_operator.api.meta import InvalidObjectError
 from agenthive_operator.backends.kube import AGENT_HIVE, Object, secret_data
 from agenthive_operator.backends.references import Reference
 from agenthive_operator.backends.reports import Figures, PostgresReport, StoreReport
 from agenthive_operator.plan.hive import plan_claims, plan_hive
 from agenthive_operator.plan.inputs import ObservedHive, ObservedServer
-from agenthive_operator.plan.names import HIVE_LABEL, server_name
+from agenthive_operator.plan.names import HIVE_LABEL, INSTANCE_ANNOTATION, server_name
 from agenthive_operator.plan.references import hive_references
 from agenthive_operator.reconcile.cache import Key
 from agenthive_operator.reconcile.children import is_labelled
@@ -37,6 +39,7 @@ from agenthive_operator.reconcile.stores import Connection, Server, Stores
 PASSWORD_BYTES: Final = 24
 INSTANCE_ALPHABET: Final = "abcdefghijkmnpqrstuvwxyz23456789"
 INSTANCE_LENGTH: Final = 8
+_INSTANCE_ID: Final = TypeAdapter[str](InstanceId)
 
 
 class HiveReconciler:
@@ -95,9 +98,22 @@ class HiveReconciler:
         """The instance id goes into the status before anything is named after it."""
         if hive.status.instance_id is not None:
             return live, hive
-        instance = hive.spec.instance_id or mint_instance_id()
+        instance = hive.spec.instance_id or await self._retained_instance_id(hive) or mint_instance_id()
         live = await self._context.write_status(live, {**(live.get("status") or {}), "instanceId": instance})
         return live, AgentHive.parse(live)
+
+    async def _retained_instance_id(self, hive: AgentHive) -> str | None:
+        """The instance id of an earlier hive of this name, whose servers' data this one takes over."""
+        servers: tuple[tuple[Server, bool], ...] = (
+            ("postgres", hive.spec.postgres.run is not None),
+            ("redis", hive.spec.redis.run is not None),
+        )
+        for server, managed in servers:
+            name = server_name(hive.metadata.name, server)
+            secret = await self._context.children.live("Secret", hive.metadata.namespace, name) if managed else None
+            if (found := known_instance_id(secret, hive.metadata.name)) is not None:
+                return found
+        return None
 
     async def _bring_about(self, key: Key, hive: AgentHive) -> Problem | None:
         """Apply the hive's own servers, prune what is no longer planned, follow the Secrets it points at."""
@@ -268,9 +284,25 @@ def mint_instance_id() -> str:
 
 def known_password(secret: Object | None, hive: str) -> str | None:
     """The password in a managed server's Secret, if that Secret is this hive's or an earlier one's of its name."""
-    if secret is None or not is_labelled(secret) or secret["metadata"]["labels"].get(HIVE_LABEL) != hive:
+    return secret_data(secret).get("password") or None if secret is not None and is_of(secret, hive) else None
+
+
+def known_instance_id(secret: Object | None, hive: str) -> str | None:
+    """The instance id on a managed server's Secret, if that Secret is this hive's or an earlier one's of its name.
+
+    What is no instance id is ignored: somebody edited it, and the API server would refuse it.
+    """
+    if secret is None or not is_of(secret, hive):
         return None
-    return secret_data(secret).get("password") or None
+    try:
+        return _INSTANCE_ID.validate_python((secret["metadata"].get("annotations") or {}).get(INSTANCE_ANNOTATION))
+    except ValidationError:
+        return None
+
+
+def is_of(secret: Object, hive: str) -> bool:
+    """Whether this operator made the Secret for a hive of this name."""
+    return is_labelled(secret) and secret["metadata"]["labels"].get(HIVE_LABEL) == hive
 
 
 def claim_size(stateful_set: Object | None) -> str | None:

@@ -7,8 +7,8 @@ import pytest
 from redis import asyncio as aioredis
 
 from agenthive.settings import HiveScope
-from agenthive.store import schema_name
-from agenthive_operator.plan.names import FINALIZER
+from agenthive.store import Store, schema_name
+from agenthive_operator.plan.names import FINALIZER, INSTANCE_ANNOTATION
 from agenthive_operator.reconcile.context import Options
 
 from .conftest import Cluster, running_operator
@@ -171,3 +171,39 @@ async def test_an_admin_secret_that_stays_is_adopted_by_a_hive_of_the_same_name(
 
     await cluster.until("the new hive owns it", adopted)
     assert (await cluster.need("Secret", "demo-postgres"))["data"] == before["data"]
+
+
+@pytest.mark.usefixtures("operator")
+async def test_a_hive_that_comes_back_finds_its_rows(cluster: Cluster, postgres_url: str) -> None:
+    await cluster.create("Secret", "urls", stringData={"url": postgres_url})
+    spec = {"postgres": {"external": {"urlSecretRef": {"name": "urls"}}}}
+
+    async def scope() -> HiveScope:
+        await cluster.create("AgentHive", "demo", spec=spec)
+        await cluster.condition("AgentHive", "demo", "SchemaReady", "True")
+        await cluster.exists("Secret", "demo-redis")
+        instance = (await cluster.need("AgentHive", "demo"))["status"]["instanceId"]
+        return HiveScope(instance=instance, namespace=cluster.namespace, hive="demo")
+
+    async with await Store.connect(postgres_url, await scope(), agent="greeter") as store:
+        await store.state.set("kept", 42)
+    await cluster.delete("AgentHive", "demo")
+    await cluster.gone("AgentHive", "demo")
+    async with await Store.connect(postgres_url, await scope(), agent="greeter") as store:
+        assert await store.state.get("kept") == 42
+
+
+@pytest.mark.usefixtures("operator")
+async def test_an_instance_id_in_the_spec_wins_over_the_retained_one(cluster: Cluster) -> None:
+    await cluster.create("AgentHive", "demo")
+    await cluster.exists("Secret", "demo-postgres")
+    await cluster.delete("AgentHive", "demo")
+    await cluster.gone("AgentHive", "demo")
+    await cluster.create("AgentHive", "demo", spec={"instanceId": "mine"})
+
+    async def relabelled() -> bool:
+        annotations = (await cluster.need("Secret", "demo-postgres"))["metadata"]["annotations"]
+        return bool(annotations[INSTANCE_ANNOTATION] == "mine")
+
+    await cluster.until("the Secret names the new one", relabelled)
+    assert (await cluster.need("AgentHive", "demo"))["status"]["instanceId"] == "mine"

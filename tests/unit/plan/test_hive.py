@@ -128,6 +128,11 @@ def test_the_password_stays_where_the_volume_stays(spec: dict[str, Any], stays: 
     assert ("ownerReferences" not in found["metadata"]) is stays
 
 
+def test_the_admin_secret_holds_the_instance_id() -> None:
+    found = named(plan_hive(hive(instanceId="mine"), OBSERVED_HIVE), "Secret", "demo-redis")
+    assert found["metadata"]["annotations"] == {"agenthive.dev/instance-id": "mine"}
+
+
 @pytest.mark.parametrize(("policy", "deleted"), [("Retain", "Retain"), ("Delete", "Delete")])
 def test_deletion_policy_is_that_of_the_claims(policy: str, deleted: str) -> None:
     found = named(plan_hive(hive(deletionPolicy=policy), OBSERVED_HIVE), "StatefulSet", "demo-redis")
