@@ -26,6 +26,8 @@ from agenthive_operator.reconcile.status import figure_fields, figures_in, mater
 logger = logging.getLogger(__name__)
 
 FIGURES_SECONDS: Final = 5.0
+BUSY_FIGURES_SECONDS: Final = 2.4
+"""With the jitter at most 3 s: this long the status may tell of a backlog that is gone."""
 SPREAD_SECONDS: Final = 20.0
 """A resync spreads its reconciles over this long."""
 MIGRATION_SECONDS: Final = 660.0
@@ -66,7 +68,7 @@ class Controller:
                 good=lambda report: report.store.ok and report.schema.ok,
                 timeout=MIGRATION_SECONDS,
             ),
-            figures=Monitor[dict[str, Figures]]("figures", self._figures_changed, steady=FIGURES_SECONDS),
+            figures=Monitor[dict[str, Figures]]("figures", self._figures_changed, steady=figures_pause),
         )
         self._hives = HiveReconciler(self.context)
         self._agents = AgentReconciler(self.context)
@@ -209,6 +211,12 @@ class Controller:
                 objects=len(self.context.cache),
             )
             await asyncio.sleep(1.0)
+
+
+def figures_pause(figures: dict[str, Figures]) -> float:
+    """Seconds until the next look at the queues of a hive. Pure."""
+    busy = any(entry.backlog or entry.in_flight for entry in figures.values())
+    return BUSY_FIGURES_SECONDS if busy else FIGURES_SECONDS
 
 
 def _ref(obj: Object) -> tuple[str, str, str]:

@@ -17,6 +17,7 @@ from agenthive_operator.reconcile.queue import Backoff, KeyedQueue
 R = TypeVar("R")
 
 STEADY_SECONDS: Final = 15.0
+JITTER: Final = 0.2
 RETRY: Final = Backoff(base=0.5, cap=10.0, floor=0.2)
 
 
@@ -31,9 +32,10 @@ class _Look(Generic[R]):
 class Monitor(Generic[R]):
     """Keeps the latest result of one check per key.
 
-    ``good`` tells whether a result needs no hurry: the next look is then ``steady`` seconds (jittered) away, otherwise
-    it comes with a backoff of at most ten seconds. ``on_change`` is told a key whose result differs from the one
-    before. A check that raises is logged and repeated with backoff; its result stays what it was.
+    ``good`` tells whether a result needs no hurry: the next look is then ``steady`` seconds (jittered) away,
+    which may depend on the result, otherwise it comes with a backoff of at most ten seconds. ``on_change`` is told a
+    key whose result differs from the one before. A check that raises is logged and repeated with backoff; its result
+    stays what it was.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class Monitor(Generic[R]):
         on_change: Callable[[Key], None],
         *,
         good: Callable[[R], bool] = lambda result: True,
-        steady: float = STEADY_SECONDS,
+        steady: float | Callable[[R], float] = STEADY_SECONDS,
         workers: int = 8,
         timeout: float = 60.0,
     ) -> None:
@@ -95,6 +97,7 @@ class Monitor(Generic[R]):
             self._on_change(key)
         if self._good(result):
             look.bad = 0
-            return self._steady * self._rng.uniform(0.8, 1.2)
+            steady = self._steady(result) if callable(self._steady) else self._steady
+            return steady * self._rng.uniform(1 - JITTER, 1 + JITTER)
         look.bad += 1
         return RETRY.delay(look.bad, self._rng)

@@ -13,7 +13,8 @@ from agenthive_operator.reconcile.conditions import MESSAGE_LIMIT, Rollout, Verd
 Object = dict[str, Any]
 
 FIGURES_SECONDS: Final = 30.0
-"""Figures of one object are written at most this often."""
+"""Figures of one object are written at most this often, but for the news that its queue ran empty."""
+BUSY_FIGURES: Final = ("backlog", "inFlight")
 MATERIAL_SHARE: Final = 0.1
 """A figure that moved by less than this share of itself is no news."""
 
@@ -134,9 +135,18 @@ def material(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     return False
 
 
+def ran_empty(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether nothing waits and nothing runs any more: a change of state rather than of a figure."""
+    return any(before.get(name) for name in BUSY_FIGURES) and not any(after.get(name) for name in BUSY_FIGURES)
+
+
 @dataclass(slots=True)
 class FigureGate:
-    """Lets figures of one object into its status, at most every ``FIGURES_SECONDS``."""
+    """Lets figures of one object into its status, at most every ``FIGURES_SECONDS``.
+
+    That the queue ran empty passes at once and does not hold back what comes next, so that an object whose queue fills
+    and empties all the time is written twice per ``FIGURES_SECONDS``.
+    """
 
     written: float | None = None
     """When figures were last let through, seconds of a monotonic clock."""
@@ -150,6 +160,8 @@ class FigureGate:
             return after, None
         if not material(before, after):
             return before, None
+        if ran_empty(before, after):
+            return after, None
         if self.written is not None and now - self.written < FIGURES_SECONDS:
             return before, FIGURES_SECONDS - (now - self.written)
         self.written = now

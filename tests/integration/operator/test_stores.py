@@ -151,6 +151,26 @@ async def test_queue_figures_reach_the_status(cluster: Cluster, redis_url: str, 
     oldest = datetime.strptime(status["oldestMessageTime"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
     assert abs(oldest.timestamp() - time.time()) < 120
 
+    bus = await Bus.connect(redis_url, scope)
+    try:
+        consumer = bus.consumer("greeter", pod="greeter-0")
+        await consumer.start()
+        left = 3
+        while left:
+            for delivery in await consumer.claim(left):
+                await consumer.ack(delivery)
+                left -= 1
+        await consumer.stop()
+        await consumer.aclose()
+    finally:
+        await bus.aclose()
+
+    async def empty() -> bool:
+        agent, hive = await cluster.need("Agent", "greeter"), await cluster.need("AgentHive", "demo")
+        return bool(agent["status"].get("backlog") == 0 and hive["status"].get("backlog") == 0)
+
+    await cluster.until("an empty queue is told without waiting for the next figures", empty, seconds=12)
+
 
 # ---- managed
 

@@ -10,6 +10,8 @@ import pytest
 from agenthive_operator.backends.reports import Figures, StoreReport
 from agenthive_operator.reconcile import status
 from agenthive_operator.reconcile.conditions import Rollout, Verdict
+from agenthive_operator.reconcile.controller import figures_pause
+from agenthive_operator.reconcile.monitor import JITTER
 
 EARLY = datetime(2026, 1, 1, tzinfo=UTC)
 LATE = EARLY + timedelta(hours=1)
@@ -111,6 +113,48 @@ def test_figures_pass_at_most_every_thirty_seconds() -> None:
     assert gate.choose({"backlog": 5}, {"backlog": 9}, now=110) == ({"backlog": 5}, 20)
     assert gate.choose({"backlog": 5}, {"backlog": 5}, now=115) == ({"backlog": 5}, None)
     assert gate.choose({"backlog": 5}, {"backlog": 9}, now=130) == ({"backlog": 9}, None)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ({"backlog": 698, "inFlight": 0}, {"backlog": 0, "inFlight": 0}, True),
+        ({"backlog": 0, "inFlight": 3}, {"backlog": 0, "inFlight": 0}, True),
+        ({"backlog": 698, "inFlight": 9}, {"backlog": 0, "inFlight": 9}, False),
+        ({"backlog": 698, "inFlight": 9}, {"backlog": 1, "inFlight": 0}, False),
+        ({"backlog": 0, "inFlight": 0}, {"backlog": 0, "inFlight": 0}, False),
+        ({"backlog": 0, "inFlight": 0, "deadLetters": 4}, {"backlog": 0, "inFlight": 0, "deadLetters": 0}, False),
+        ({"backlog": 7}, {"backlog": 0}, True),
+        ({}, {"backlog": 0}, False),
+    ],
+)
+def test_ran_empty(before: dict[str, Any], after: dict[str, Any], expected: bool) -> None:
+    assert status.ran_empty(before, after) is expected
+
+
+def test_an_empty_queue_is_told_at_once_and_a_rise_every_thirty_seconds() -> None:
+    gate, shown = status.FigureGate(), {"backlog": 0, "inFlight": 0}
+    # (second, backlog, in flight) as looked at, and the backlog that is shown then
+    looks = [(0, 5, 1, 5), (3, 0, 1, 5), (6, 0, 0, 0), (9, 8, 0, 0), (12, 0, 0, 0), (29, 9, 2, 0), (30, 9, 2, 9),
+             (33, 698, 9, 9), (36, 0, 0, 0), (59, 3, 0, 0), (60, 3, 0, 3)]  # fmt: skip
+    for second, backlog, in_flight, expected in looks:
+        shown, again = gate.choose(shown, {"backlog": backlog, "inFlight": in_flight}, now=1000 + second)
+        assert shown["backlog"] == expected, f"at second {second}"
+        held_back = status.material(shown, {"backlog": backlog, "inFlight": in_flight})
+        assert (again is not None) is held_back, f"at second {second}"
+
+
+@pytest.mark.parametrize(
+    ("figures", "longest"),
+    [
+        ({}, 6.0),
+        ({"a": Figures(), "b": Figures(dead_letters=5)}, 6.0),
+        ({"a": Figures(), "b": Figures(backlog=1)}, 3.0),
+        ({"a": Figures(in_flight=1)}, 3.0),
+    ],
+)
+def test_busy_queues_are_looked_at_every_three_seconds(figures: dict[str, Figures], longest: float) -> None:
+    assert figures_pause(figures) * (1 + JITTER) <= longest
 
 
 def test_figures_in_a_status() -> None:
