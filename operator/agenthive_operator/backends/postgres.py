@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
+from collections.abc import Callable
 from typing import Final
 
 import asyncpg
 
-from agenthive.store import schema_status, upgrade
+from agenthive.settings import HiveScope, PostgresPool
+from agenthive.store import Store, schema_name, schema_status, upgrade
 from agenthive.store.database import Address, connect_once
 from agenthive.store.errors import (
     InvalidValue,
@@ -21,23 +24,30 @@ from agenthive.store.errors import (
 )
 from agenthive.store.naming import quote
 from agenthive_operator.backends.reports import PostgresReport, SchemaReport, StoreReport, endpoint_of
+from agenthive_operator.backends.upkeep import Upkeep
+
+logger = logging.getLogger(__name__)
 
 CLIENT_NAME: Final = "agenthive-operator"
 PROBE_SECONDS: Final = 6.0
 OLDEST: Final = 14
 DEFAULT_PORT: Final = 5432
-UPKEEP_SECONDS: Final = 6 * 3600.0
-"""How often the schema's upkeep (partitions of the days to come) runs although no migration is missing."""
+UPKEEP_SECONDS: Final = 60.0
+"""Housekeeping that takes longer goes on another time."""
 
 
 class HiveSchema:
-    """The hive's schema in one database: probed often, upgraded when something is missing or due."""
+    """The hive's schema in one database: probed often, upgraded when something is missing, kept up daily.
 
-    def __init__(self) -> None:
-        self._kept_up: dict[tuple[str, str], float] = {}
+    ``clock`` is monotonic, in seconds.
+    """
 
-    async def check(self, url: str, schema: str, *, shown: str | None = None) -> PostgresReport:
-        """Probe the server and bring the schema up to date. Never raises for what the server or the URL does.
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic, upkeep: Upkeep | None = None) -> None:
+        self._clock = clock
+        self._upkeep = upkeep or Upkeep()
+
+    async def check(self, url: str, scope: HiveScope, *, shown: str | None = None) -> PostgresReport:
+        """Probe the server, bring the hive's schema up to date. Never raises for what the server or the URL does.
 
         ``url`` is dialled; ``shown`` is the URL as the user knows it, where Service names were resolved first.
         """
@@ -46,15 +56,17 @@ class HiveSchema:
             return PostgresReport(
                 store, SchemaReport(False, "WaitingForPostgres", "the schema is migrated once PostgreSQL is ready")
             )
-        return PostgresReport(store, await self._migrate(url, schema))
+        report = await self._migrate(url, schema_name(scope))
+        if report.ok:
+            await self._keep_up(url, scope)
+        return PostgresReport(store, report)
 
     async def _migrate(self, url: str, schema: str) -> SchemaReport:
         applied: tuple[str, ...] = ()
         try:
             status = await schema_status(url, schema)
-            if not status.too_new and (status.pending or self._upkeep_is_due(url, schema)):
+            if not status.too_new and status.pending:
                 applied = tuple(f"{entry.version:04}_{entry.name}" for entry in await upgrade(url, schema))
-                self._kept_up = {(url, schema): time.monotonic()}
                 status = await schema_status(url, schema)
         except SchemaTooNew as error:
             return SchemaReport(False, "SchemaTooNew", str(error))
@@ -67,9 +79,24 @@ class HiveSchema:
             return SchemaReport(False, "SchemaTooNew", text)
         return SchemaReport(True, "Migrated", f"schema {schema} is at version {status.current}", applied)
 
-    def _upkeep_is_due(self, url: str, schema: str) -> bool:
-        last = self._kept_up.get((url, schema))
-        return last is None or time.monotonic() - last > UPKEEP_SECONDS
+    async def _keep_up(self, url: str, scope: HiveScope) -> None:
+        """What is due daily: partitions of the days to come, expired documents. A failure is logged and tried again."""
+        target = (url, scope)
+        if not self._upkeep.is_due(target, self._clock()):
+            return
+        try:
+            async with asyncio.timeout(UPKEEP_SECONDS):
+                await upgrade(url, schema_name(scope))
+                async with await Store.connect(
+                    url, scope, agent=CLIENT_NAME, pool=PostgresPool(max_size=1), application_name=CLIENT_NAME
+                ) as store:
+                    made = await store.maintain()
+        except (StoreError, TimeoutError) as error:
+            logger.warning("housekeeping of %s: %s; again soon", schema_name(scope), _text(error, UPKEEP_SECONDS))
+            self._upkeep.failed(target, self._clock())
+        else:
+            logger.info("housekeeping of %s: done; partitions made: %d", schema_name(scope), len(made))
+            self._upkeep.done(target, self._clock())
 
 
 async def probe(url: str, *, shown: str | None = None) -> StoreReport:
@@ -105,8 +132,8 @@ def reason_of(error: BaseException) -> str:
     return {"3D000": "DatabaseMissing", "57P03": "Starting"}.get(state, "Unreachable")
 
 
-def _text(error: BaseException) -> str:
-    return str(error) or f"no answer within {PROBE_SECONDS:g} s"
+def _text(error: BaseException, seconds: float = PROBE_SECONDS) -> str:
+    return str(error) or f"no answer within {seconds:g} s"
 
 
 async def remove_schema(url: str, schema: str, *, timeout: float) -> None:

@@ -10,7 +10,6 @@ from redis.exceptions import RedisError
 
 from agenthive.bus import BusUnavailable
 from agenthive.settings import HiveScope
-from agenthive.store import schema_name
 from agenthive_operator.api.hive import AgentHive
 from agenthive_operator.backends import postgres, redis
 from agenthive_operator.backends.kube import ApiError, Object, secret_data
@@ -88,15 +87,15 @@ class Stores:
         if url is None:
             monitor.forget(key)
             return PostgresReport(connection.missing, NO_SCHEMA) if connection.missing else None
-        schema, schemas = schema_name(scope_of(hive)), self._schemas.setdefault(key, postgres.HiveSchema())
+        scope, schemas = scope_of(hive), self._schemas.setdefault(key, postgres.HiveSchema())
 
         async def check() -> PostgresReport:
             dialled = await self.dial(url, "postgres")
             if isinstance(dialled, StoreReport):
                 return PostgresReport(dialled, NO_SCHEMA)
-            return await schemas.check(dialled, schema, shown=url)
+            return await schemas.check(dialled, scope, shown=url)
 
-        report = monitor.watch(key, (url, schema), check)
+        report = monitor.watch(key, (url, scope), check)
         if report is None or (report.store.ok and report.schema.ok):
             return report
         monitor.poke(key)
