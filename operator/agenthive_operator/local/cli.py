@@ -69,9 +69,12 @@ def up(path: Path, detach: bool, kubeconfig: Path | None, port: int) -> None:
     try:
         with folder.lock() as lock:
             # Late: the other commands do without all of that.
+            import uvloop  # noqa: PLC0415
+
             from agenthive_operator.local.supervisor import Options  # noqa: PLC0415
 
-            asyncio.run(_up(Options(folder, kubeconfig, port), lock, progress))
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(_up(Options(folder, kubeconfig, port), lock, progress))
     except (RuntimeError, OSError, ValueError, StartError, ApiError, aiohttp.ClientError) as error:
         # What keeps a control plane from coming up; our own errors are RuntimeErrors with a text meant for people.
         raise click.ClickException(str(error) or type(error).__name__) from error

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import ssl
 import tempfile
 from collections.abc import AsyncIterator, Mapping
@@ -17,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
+import orjson
 import yaml
 
 from agenthive_operator.local.resources import Obj, Resource
@@ -144,15 +144,15 @@ class ApiClient:
         content_type: str = "application/json",
     ) -> Obj:
         """One request; the answer's JSON document."""
-        data = None if body is None else json.dumps(body).encode()
+        data = None if body is None else orjson.dumps(body)
         headers = {"Content-Type": content_type} if data is not None else None
         async with self._open.request(
             method, self._connection.server + path, data=data, params=params, headers=headers
         ) as response:
-            text = await response.text()
+            answer = await response.read()
             if response.status >= 400:
-                raise _error(response.status, text)
-            return dict(json.loads(text)) if text else {}
+                raise _error(response.status, answer.decode(errors="replace"))
+            return dict(orjson.loads(answer)) if answer else {}
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Obj:
         """One object."""
@@ -247,12 +247,17 @@ class ApiClient:
             if response.status >= 400:
                 raise _error(response.status, await response.text())
             rest = b""
-            async for chunk in response.content.iter_any():
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    if line.strip():
-                        event = json.loads(line)
-                        yield event["type"], event["object"]
+            try:
+                async for chunk in response.content.iter_any():
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in lines:
+                        if line.strip():
+                            event = orjson.loads(line)
+                            yield event["type"], event["object"]
+            finally:
+                # Given up in the middle: a TLS connection would linger until the server says goodbye.
+                if response.connection is not None and response.connection.transport is not None:
+                    response.connection.transport.abort()
 
     @property
     def _open(self) -> aiohttp.ClientSession:
@@ -272,7 +277,7 @@ def _selectors(labels: str, fields: str) -> dict[str, str]:
 
 def _error(status: int, text: str) -> ApiError:
     try:
-        document = json.loads(text)
+        document = orjson.loads(text)
         return ApiError(status, str(document.get("reason", "")), str(document.get("message", text)))
     except (ValueError, AttributeError):
         return ApiError(status, "", text[:500])

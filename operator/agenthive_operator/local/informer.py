@@ -32,6 +32,7 @@ class Store:
     def __init__(self) -> None:
         self._objects: dict[Key, Obj] = {}
         self._owned: dict[str, dict[Key, Obj]] = {}
+        self._orphans: dict[Key, Obj] = {}
         self._handlers: list[Handler] = []
 
     def on_change(self, handler: Handler) -> None:
@@ -51,6 +52,10 @@ class Store:
     def owned_by(self, owner: Obj) -> list[Obj]:
         """Objects whose controller is ``owner``, by uid."""
         return list(self._owned.get(uid_of(owner), {}).values())
+
+    def orphans(self, namespace: str) -> list[Obj]:
+        """Objects of a namespace that have no controller."""
+        return [obj for key, obj in self._orphans.items() if key[0] == namespace]
 
     def observe(self, obj: Obj) -> None:
         """``obj`` exists like this; ignored when a newer version of the same incarnation is known."""
@@ -78,16 +83,21 @@ class Store:
 
     def _put(self, old: Obj | None, new: Obj | None) -> None:
         if old is not None:
-            del self._objects[key_of(old)]
+            key = key_of(old)
+            del self._objects[key]
+            self._orphans.pop(key, None)
             if (owner := controller_of(old)) is not None:
                 group = self._owned[owner["uid"]]
-                group.pop(key_of(old), None)
+                group.pop(key, None)
                 if not group:
                     del self._owned[owner["uid"]]
         if new is not None:
-            self._objects[key_of(new)] = new
+            key = key_of(new)
+            self._objects[key] = new
             if (owner := controller_of(new)) is not None:
-                self._owned.setdefault(owner["uid"], {})[key_of(new)] = new
+                self._owned.setdefault(owner["uid"], {})[key] = new
+            else:
+                self._orphans[key] = new
         if old is not None and new is not None and uid_of(old) != uid_of(new):
             # Deleted and created again between two looks: two changes for those who listen.
             self._tell(old, None)

@@ -109,7 +109,7 @@ async def http(address: str) -> str | None:
     text = (await reader.read()).decode()
     writer.close()
     await writer.wait_closed()
-    return text.rpartition("\n")[2]
+    return text.rpartition("\n")[2] or None
 
 
 async def test_deployment_rolls_scales_and_is_collected(node) -> None:

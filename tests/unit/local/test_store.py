@@ -59,7 +59,10 @@ def test_owned() -> None:
     store.observe(obj("b", 2, owner="o"))
     owner = {"metadata": {"uid": "o"}}
     assert len(store.owned_by(owner)) == 2
+    assert store.orphans("n") == []
     store.observe(obj("a", 3))  # lost its owner
+    assert [each["metadata"]["name"] for each in store.orphans("n")] == ["a"]
+    assert store.orphans("other") == []
     store.forget(obj("b", 2))
     assert store.owned_by(owner) == []
 

@@ -85,13 +85,8 @@ class DeploymentController(Controller):
     async def _owned(self, deployment: Obj) -> list[Obj]:
         """The ReplicaSets of this Deployment; orphans that its selector matches are adopted."""
         if not is_deleting(deployment):
-            for replica_set in self.replica_sets:
-                if (
-                    replica_set["metadata"]["namespace"] == deployment["metadata"]["namespace"]
-                    and controller_of(replica_set) is None
-                    and not is_deleting(replica_set)
-                    and matches(deployment["spec"]["selector"], labels_of(replica_set))
-                ):
+            for replica_set in self.replica_sets.orphans(deployment["metadata"]["namespace"]):
+                if not is_deleting(replica_set) and matches(deployment["spec"]["selector"], labels_of(replica_set)):
                     references = replica_set["metadata"].get("ownerReferences") or []
                     owners = [*references, owner_reference(deployment, DEPLOYMENTS)]
                     await self.patch(REPLICA_SETS, replica_set, {"metadata": {"ownerReferences": owners}})

@@ -227,7 +227,11 @@ class GarbageCollector:
         node = self.graph.nodes.get(uid)
         if node is None:
             return None
-        verdict = self.graph.judge(uid, await self._absent(uid))
+        absent = await self._absent(uid)
+        if uid not in self.graph.nodes:
+            return None  # gone while the server was asked
+        node = self.graph.nodes[uid]
+        verdict = self.graph.judge(uid, absent)
         if verdict is Verdict.DELETE:
             propagation = "Foreground" if self.graph.deletes_in_foreground(uid) else "Background"
             logger.debug("deleting %s %s: its owners are gone", node.resource.plural, key_of(node.obj))

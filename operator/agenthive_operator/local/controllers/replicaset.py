@@ -11,7 +11,6 @@ from agenthive_operator.local.controllers.base import Controller, random_suffix
 from agenthive_operator.local.informer import Informers
 from agenthive_operator.local.objects import (
     Key,
-    controller_of,
     format_time,
     is_available,
     is_deleting,
@@ -128,11 +127,9 @@ class ReplicaSetController(Controller):
         return float(replica_set["spec"].get("minReadySeconds", 0)) if waiting else None
 
     async def _adopt(self, replica_set: Obj) -> None:
-        for pod in self.pods:
+        for pod in self.pods.orphans(replica_set["metadata"]["namespace"]):
             if (
-                controller_of(pod) is None
-                and pod["metadata"]["namespace"] == replica_set["metadata"]["namespace"]
-                and not is_deleting(pod)
+                not is_deleting(pod)
                 and not is_finished(pod)
                 and matches(replica_set["spec"]["selector"], labels_of(pod))
             ):
