@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 DIR    ?= .agenthive
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test cover lint format crds schema bench clean
+.PHONY: help demo up down test cover lint format crds schema docs bench clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ crds: $(STAMP)  ## Generate crds/ from the API models
 
 schema: $(STAMP)  ## Generate docs/message.schema.json from the protocol
 	@$(BIN)/python -m agenthive.protocol > docs/message.schema.json
+
+docs: schema  ## Generate what docs/ has from the code: conditions and the message schema
+	@$(BIN)/python -m agenthive_operator.reconcile.conditions > docs/conditions.md
 
 bench: $(STAMP)  ## Measure; ONLY=bus limits it
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'  # the first with --group

@@ -1,16 +1,23 @@
 """Conditions: pure functions from what was observed to what the status says.
 
 Each condition is a chain of rules, first match wins. Every reason that can appear is in ``REASONS`` with its meaning;
-a test fails when a rule uses one that is not.
+a test fails when a rule uses one that is not. ``python -m`` this module prints docs/conditions.md.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from agenthive_operator.backends.reports import SchemaReport, StoreReport
+from agenthive_operator.reconcile.reasons import REASONS, markdown
+
+__all__ = [
+    "REASONS", "AgentInput", "HiveFacts", "HiveInput", "Problem", "Rollout", "Verdict", "agent_conditions",
+    "hive_conditions", "pod_failure", "rollout_of", "sooner", "stores_ready",
+]  # fmt: skip
 
 Status = Literal["True", "False", "Unknown"]
 MESSAGE_LIMIT: Final = 2000
@@ -80,91 +87,6 @@ class AgentInput:
     rollout: Rollout | None = None
     failure: Problem | None = None
     problem: Problem | None = None
-
-
-REASONS: Final[Mapping[str, Mapping[str, Mapping[str, str]]]] = {
-    "AgentHive": {
-        "Ready": {
-            "AllReady": "Both stores, the schema and every agent are ready.",
-            "Suspended": "spec.suspend is true: the stores are ready and all agents stand at zero replicas.",
-            "Deleting": "The hive is being deleted; the message says what it waits for.",
-            "InvalidSpec": "The spec does not fit this operator's version of the API.",
-            "NameConflict": "An object of a name this hive needs exists and belongs to somebody else.",
-            "ApplyRejected": "The API server refused an object of this hive; the message is its own.",
-            "RedisNotReady": "See RedisReady.",
-            "PostgresNotReady": "See PostgresReady.",
-            "SchemaNotReady": "See SchemaReady.",
-            "AgentsNotReady": "See AgentsReady.",
-        },
-        "RedisReady": {
-            "Reachable": "The server answers, accepts the credentials and is recent enough.",
-            "Probing": "The first probe since the operator started is under way.",
-            "Starting": "The managed server has no ready pod yet.",
-            "Loading": "The server is reading its data from disk.",
-            "Unreachable": "No connection could be opened, or the server did not answer in time.",
-            "AuthenticationFailed": "The server refuses the credentials in the URL.",
-            "VersionTooOld": "The server is older than the bus needs.",
-            "InvalidURL": "The URL in the Secret cannot be used.",
-            "SecretMissing": "The Secret or its key named by urlSecretRef does not exist.",
-        },
-        "PostgresReady": {
-            "Reachable": "The server answers, accepts the credentials and is recent enough.",
-            "Probing": "The first probe since the operator started is under way.",
-            "Starting": "The managed server has no ready pod yet, or it is still starting up.",
-            "Unreachable": "No connection could be opened, or the server did not answer in time.",
-            "AuthenticationFailed": "The server refuses the credentials in the URL.",
-            "DatabaseMissing": "The database that the URL names does not exist.",
-            "VersionTooOld": "The server is older than the store needs.",
-            "InvalidURL": "The URL in the Secret cannot be used.",
-            "SecretMissing": "The Secret or its key named by urlSecretRef does not exist.",
-        },
-        "SchemaReady": {
-            "Migrated": "The hive's schema is at the version this operator brings.",
-            "WaitingForPostgres": "PostgreSQL has not been reached yet.",
-            "MigrationFailed": "A migration failed; the message is the server's.",
-            "SchemaTooNew": "The schema was migrated by a newer version than this operator's.",
-        },
-        "AgentsReady": {
-            "AllReady": "Every agent of the hive is ready.",
-            "NoAgents": "No Agent names this hive.",
-            "Suspended": "spec.suspend is true: all agents stand at zero replicas.",
-            "AgentsNotReady": "Some agents are not ready; the message names them.",
-        },
-    },
-    "Agent": {
-        "Ready": {
-            "AllPodsReady": "Every replica runs the newest spec and is ready.",
-            "Suspended": "The hive is suspended and no pod runs.",
-            "ScaledToZero": "spec.replicas is 0 and no pod runs.",
-            "HiveMissing": "See HiveReady.",
-            "HiveNotReady": "See HiveReady.",
-            "HiveDeleting": "See HiveReady.",
-            "InvalidSpec": "The spec does not fit this operator's version of the API, or asks for the impossible.",
-            "CodeMissing": "The ConfigMap named by codeFrom does not exist; the agent starts once it does.",
-            "NameConflict": "An object of a name this agent needs exists and belongs to somebody else.",
-            "ApplyRejected": "The API server refused an object of this agent; the message is its own.",
-            "ContainerFailed": "A container ended with an error; the message holds its last words.",
-            "ContainerWaiting": "A container cannot be started; the message says why.",
-            "Unschedulable": "No node has room for a pod.",
-            "PodFailed": "A pod was evicted or rejected by its node.",
-            "RollingOut": "Pods of the newest spec are being started.",
-            "PodsNotReady": "Pods run and do not report ready.",
-        },
-        "Progressing": {
-            "UpToDate": "All pods run the newest spec.",
-            "RollingOut": "Pods of the newest spec are being started, or those of the former are draining.",
-            "Stalled": "The rollout made no progress for too long.",
-            "Waiting": "Nothing is being rolled out yet; Ready says what is missing.",
-        },
-        "HiveReady": {
-            "HiveReady": "The hive has what its agents need.",
-            "HiveSuspended": "The hive has what its agents need and holds them at zero replicas.",
-            "HiveMissing": "There is no AgentHive of that name in this namespace; the agent starts once it exists.",
-            "HiveNotReady": "The hive's stores or schema are not ready; a running agent is left running.",
-            "HiveDeleting": "The hive is being deleted; its agents are drained.",
-        },
-    },
-}
 
 
 BLOCKED_SECONDS: Final = 15.0
@@ -381,3 +303,7 @@ def _thrown_out(pod: Mapping[str, Any]) -> Problem | None:
     if status.get("phase") != "Failed":
         return None
     return Problem("PodFailed", f"{status.get('reason', 'failed')}: {status.get('message', '')}".rstrip(": "))
+
+
+if __name__ == "__main__":
+    sys.stdout.write(markdown())

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import inspect
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +28,7 @@ from agenthive_operator.reconcile.conditions import (
     stores_ready,
 )
 
+PAGE = Path(__file__).parents[3] / "docs" / "conditions.md"
 OK = StoreReport(True, "Reachable", "fine", "h:1", "8.1")
 DOWN = StoreReport(False, "Unreachable", "connection refused", "h:1")
 MIGRATED = SchemaReport(True, "Migrated", "at version 1")
@@ -50,7 +54,7 @@ def test_hive(seen: HiveInput, ready: str, reason: str, gate: bool) -> None:
     assert (verdicts["Ready"].status, verdicts["Ready"].reason) == (ready, reason)
     assert stores_ready(verdicts) is gate
     for kind, verdict in verdicts.items():
-        assert verdict.reason in REASONS["AgentHive"][kind]
+        assert verdict.status in REASONS["AgentHive"][kind][verdict.reason].status.split(", ")
         assert verdict.message
 
 
@@ -132,7 +136,7 @@ def test_agent(seen: AgentInput, ready: tuple[str, str], progressing: tuple[str,
     said = {kind: (verdict.status, verdict.reason) for kind, verdict in verdicts.items()}
     assert said == {"Ready": ready, "Progressing": progressing, "HiveReady": hive}
     for kind, verdict in verdicts.items():
-        assert verdict.reason in REASONS["Agent"][kind]
+        assert verdict.status in REASONS["Agent"][kind][verdict.reason].status.split(", ")
 
 
 def test_every_reason_in_the_rules_is_in_the_table() -> None:
@@ -228,3 +232,24 @@ def test_a_long_message_is_cut() -> None:
 )
 def test_sooner(again: float | None, problem: Problem | None, expected: float | None) -> None:
     assert conditions.sooner(again, problem) == expected
+
+
+# ---- the page
+
+
+def test_the_page_is_the_generated_one() -> None:
+    script = [sys.executable, "-m", "agenthive_operator.reconcile.conditions"]
+    printed = subprocess.run(script, capture_output=True, check=True).stdout
+    assert PAGE.read_bytes() == printed, "run: make docs"
+
+
+def test_whatever_is_wrong_comes_with_something_to_do() -> None:
+    for kind, kinds in REASONS.items():
+        for condition, reasons in kinds.items():
+            for name, reason in reasons.items():
+                where = f"{kind} {condition} {name}"
+                assert reason.meaning.endswith("."), where
+                assert set(reason.status.split(", ")) <= {"True", "False", "Unknown"}, where
+                fine = reason.status == "True" or name == "UpToDate"
+                assert fine or reason.todo.endswith((".", "`.")), where
+                assert "|" not in reason.meaning + reason.todo, "it would end the cell of the table"

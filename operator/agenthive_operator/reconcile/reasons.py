@@ -1,0 +1,217 @@
+"""Every reason a condition can have: its status, what it means and what to do. The source of docs/conditions.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One reason of one condition. ``status``: the statuses it comes with; ``todo`` is empty where nothing is wrong."""
+
+    status: str
+    meaning: str
+    todo: str = ""
+
+
+_TRUE: Final = "True"
+_FALSE: Final = "False"
+_WAIT: Final = "Wait: it goes on by itself."
+
+_NAME_CONFLICT: Final = "Delete or rename that object, or choose another name for this one."
+_REJECTED: Final = "Read the message. Often it is a quota, an admission policy or a wrong podTemplate."
+_INVALID: Final = "Correct the field that the message names, or upgrade the operator."
+
+_PROBING: Final = Reason("Unknown", "The first look since the operator started is under way.", _WAIT)
+_REACHABLE: Final = Reason(_TRUE, "The server answers, takes the credentials and is recent enough.")
+_UNREACHABLE: Final = Reason(
+    _FALSE,
+    "No connection could be opened, or no answer came in time. Agents that run are left running.",
+    "Check the host and port in the URL, the server itself, and network policies between the operator and it.",
+)
+_REFUSED: Final = Reason(
+    _FALSE, "The server refuses the user or the password.", "Correct the URL in the Secret that urlSecretRef names."
+)
+_INVALID_URL: Final = Reason(
+    _FALSE, "The URL in the Secret cannot be used.", "Write it as the message says; quote special characters as %XX."
+)
+_SECRET_MISSING: Final = Reason(
+    _FALSE,
+    "The Secret that urlSecretRef names, or its key, does not exist.",
+    "Create the Secret in the hive's namespace, or correct name and key.",
+)
+_HIVE_MISSING: Final = Reason(
+    _FALSE,
+    "There is no AgentHive of that name in this namespace. The agent starts once there is.",
+    "Create the hive, or correct spec.hiveRef.name.",
+)
+_HIVE_NOT_READY: Final = Reason(
+    _FALSE,
+    "The hive's stores or its schema are not ready. An agent that runs is left running.",
+    "See the conditions of the hive.",
+)
+_HIVE_DELETING: Final = Reason(_FALSE, "The hive is being deleted; its agents are drained.", _WAIT)
+
+REASONS: Final[Mapping[str, Mapping[str, Mapping[str, Reason]]]] = {
+    "AgentHive": {
+        "Ready": {
+            "AllReady": Reason(_TRUE, "Both stores, the schema and every agent are ready."),
+            "Suspended": Reason(
+                _TRUE,
+                "spec.suspend is true. The stores are ready; all agents stand at zero pods.",
+                "Set spec.suspend to false to go on.",
+            ),
+            "Deleting": Reason(_FALSE, "The hive is being deleted; the message says what it waits for.", _WAIT),
+            "InvalidSpec": Reason(_FALSE, "This operator cannot read the spec. Nothing is changed.", _INVALID),
+            "NameConflict": Reason(
+                _FALSE, "An object of a name the hive needs belongs to somebody else.", _NAME_CONFLICT
+            ),
+            "ApplyRejected": Reason(_FALSE, "The API server refused an object of the hive.", _REJECTED),
+            "RedisNotReady": Reason("False, Unknown", "RedisReady is not True.", "See RedisReady."),
+            "PostgresNotReady": Reason("False, Unknown", "PostgresReady is not True.", "See PostgresReady."),
+            "SchemaNotReady": Reason(_FALSE, "SchemaReady is not True.", "See SchemaReady."),
+            "AgentsNotReady": Reason(_FALSE, "AgentsReady is not True.", "See AgentsReady."),
+        },
+        "RedisReady": {
+            "Reachable": _REACHABLE,
+            "Probing": _PROBING,
+            "Starting": Reason(
+                _FALSE,
+                "The managed server has no ready pod yet, or is not reachable yet.",
+                f"{_WAIT} If it takes minutes: `kubectl describe pod <hive>-redis-0`.",
+            ),
+            "Loading": Reason(_FALSE, "The server is reading its data from disk.", _WAIT),
+            "Unreachable": _UNREACHABLE,
+            "AuthenticationFailed": _REFUSED,
+            "VersionTooOld": Reason(_FALSE, "The server is too old for the bus.", "Use Redis ≥ 7 or Valkey ≥ 7.2."),
+            "InvalidURL": _INVALID_URL,
+            "SecretMissing": _SECRET_MISSING,
+        },
+        "PostgresReady": {
+            "Reachable": _REACHABLE,
+            "Probing": _PROBING,
+            "Starting": Reason(
+                _FALSE,
+                "The managed server has no ready pod yet, or a server is still starting up.",
+                f"{_WAIT} If it takes minutes: `kubectl describe pod <hive>-postgres-0`.",
+            ),
+            "Unreachable": _UNREACHABLE,
+            "AuthenticationFailed": _REFUSED,
+            "DatabaseMissing": Reason(
+                _FALSE, "The database that the URL names does not exist.", "Create it, or name another in the URL."
+            ),
+            "VersionTooOld": Reason(_FALSE, "The server is too old for the store.", "Use PostgreSQL ≥ 14."),
+            "InvalidURL": _INVALID_URL,
+            "SecretMissing": _SECRET_MISSING,
+        },
+        "SchemaReady": {
+            "Migrated": Reason(_TRUE, "The hive's schema is at the version that this operator brings."),
+            "WaitingForPostgres": Reason(_FALSE, "PostgreSQL has not been reached yet.", "See PostgresReady."),
+            "MigrationFailed": Reason(
+                _FALSE,
+                "A migration failed and left no trace; the message is the server's.",
+                "Give the user the right to create schemas, or do what the message says. It is tried again.",
+            ),
+            "SchemaTooNew": Reason(
+                _FALSE, "A newer version migrated the schema. Schemas are never downgraded.", "Upgrade the operator."
+            ),
+        },
+        "AgentsReady": {
+            "AllReady": Reason(_TRUE, "Every agent of the hive is ready."),
+            "NoAgents": Reason(_TRUE, "No Agent names this hive."),
+            "Suspended": Reason(_TRUE, "spec.suspend is true: all agents stand at zero pods."),
+            "AgentsNotReady": Reason(
+                _FALSE, "Some agents are not ready; the message names them.", "See the conditions of those Agents."
+            ),
+        },
+    },
+    "Agent": {
+        "Ready": {
+            "AllPodsReady": Reason(_TRUE, "Every pod runs the newest spec and is ready."),
+            "Suspended": Reason(_TRUE, "The hive is suspended and no pod runs."),
+            "ScaledToZero": Reason(_TRUE, "spec.replicas is 0 and no pod runs."),
+            "HiveMissing": _HIVE_MISSING,
+            "HiveNotReady": _HIVE_NOT_READY,
+            "HiveDeleting": _HIVE_DELETING,
+            "InvalidSpec": Reason(
+                _FALSE,
+                "This operator cannot read the spec, or it asks for the impossible. Nothing is changed.",
+                _INVALID,
+            ),
+            "CodeMissing": Reason(
+                _FALSE,
+                "The ConfigMap that codeFrom names does not exist. The agent starts once it does.",
+                "Create it, or correct spec.codeFrom.configMapRef.name.",
+            ),
+            "NameConflict": Reason(
+                _FALSE, "An object of a name the agent needs belongs to somebody else.", _NAME_CONFLICT
+            ),
+            "ApplyRejected": Reason(_FALSE, "The API server refused an object of the agent.", _REJECTED),
+            "ContainerFailed": Reason(
+                _FALSE,
+                "A container ended with an error; the message holds its last words.",
+                "Correct what they say, often an import. All of it: `kubectl logs --previous <pod>`.",
+            ),
+            "ContainerWaiting": Reason(
+                _FALSE, "A container cannot be started; the message says why.", "Often it is the name of the image."
+            ),
+            "Unschedulable": Reason(
+                _FALSE, "No node has room for a pod.", "Ask for less in spec.resources, or add a node."
+            ),
+            "PodFailed": Reason(
+                _FALSE, "A pod was evicted, or its node refused it.", "Read the message; the pod is replaced."
+            ),
+            "RollingOut": Reason(_FALSE, "Pods of the newest spec are being started.", _WAIT),
+            "PodsNotReady": Reason(
+                _FALSE,
+                "Pods run and do not report ready.",
+                "Read `kubectl logs <pod>`: an agent is ready once bus and store answer it.",
+            ),
+        },
+        "Progressing": {
+            "UpToDate": Reason(_FALSE, "All pods run the newest spec."),
+            "RollingOut": Reason(
+                _TRUE, "Pods of the newest spec are being started, or those of the former are draining.", _WAIT
+            ),
+            "Stalled": Reason(_FALSE, "The rollout made no progress for too long.", "See Ready."),
+            "Waiting": Reason(_FALSE, "Nothing is being rolled out yet.", "See Ready."),
+        },
+        "HiveReady": {
+            "HiveReady": Reason(_TRUE, "The hive has what its agents need."),
+            "HiveSuspended": Reason(
+                _TRUE,
+                "The hive has what its agents need and holds them at zero pods.",
+                "Set spec.suspend of the hive to false to go on.",
+            ),
+            "HiveMissing": _HIVE_MISSING,
+            "HiveNotReady": _HIVE_NOT_READY,
+            "HiveDeleting": _HIVE_DELETING,
+        },
+    },
+}
+
+_HEAD: Final = """\
+<!-- Generated by `make docs`. The source is operator/agenthive_operator/reconcile/reasons.py. -->
+# Conditions
+
+What `kubectl get hives,agents` shows under READY and REASON, and `kubectl describe` in full. Each condition has a
+status, a reason and a message. The message says what was found; this page says what the reason means.
+
+A hive is of use to its agents while RedisReady, PostgresReady and SchemaReady are True. When one of them turns
+False, agents that run are left running.
+"""
+
+
+def markdown() -> str:
+    """docs/conditions.md."""
+    parts = [_HEAD]
+    for kind, conditions in REASONS.items():
+        parts.append(f"\n## {kind}\n")
+        for condition, reasons in conditions.items():
+            parts.append(f"\n### {condition}\n\n| reason | status | what it means | what to do |\n|---|---|---|---|\n")
+            parts += [
+                f"| {name} | {reason.status} | {reason.meaning} | {reason.todo} |\n" for name, reason in reasons.items()
+            ]
+    return "".join(parts)
