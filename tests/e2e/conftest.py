@@ -19,7 +19,7 @@ def control_plane() -> Iterator[Plane]:
         yield Plane(Path(EXISTING), None)
         return
     folder = local_folder()
-    env = {"AGENTHIVE_LOCAL_CRASH_BACKOFF_SECONDS": "0.5"}
+    env = {"AGENTHIVE_LOCAL_BACKOFF_SECONDS": "0.5"}
     command("agenthive", "local", "up", "--detach", "--dir", folder, env=env)
     try:
         yield Plane(folder / "kubeconfig", folder)
@@ -53,4 +53,5 @@ def namespace_of(control_plane: Plane, node: pytest.Item | pytest.Collector) -> 
     own.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
     yield own
     own.kubectl("delete", "agents,hives", "--all", "--timeout=60s")
-    own.kubectl("delete", "namespace", namespace, "--timeout=60s")
+    # Not waited for: beside a bare API server nobody ends namespaces.
+    own.kubectl("delete", "namespace", namespace, "--wait=false")
