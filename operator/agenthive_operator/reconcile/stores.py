@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Final, Literal
 
 from redis.exceptions import RedisError
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 Server = Literal["redis", "postgres"]
 SERVERS: Final[tuple[Server, Server]] = ("redis", "postgres")
 PORTS: Final = {"redis": redis.DEFAULT_PORT, "postgres": postgres.DEFAULT_PORT}
+REACHABLE_SECONDS: Final = 30.0
+"""How long the name of a pod that became ready may take to lead to it: name servers remember absence that long."""
 NO_SCHEMA: Final = SchemaReport(False, "WaitingForPostgres", "the schema is migrated once PostgreSQL is ready")
 
 
@@ -151,22 +154,43 @@ class Stores:
 
     def _while_starting(self, key: Key, report: StoreReport, server: Server) -> StoreReport:
         """A managed server without a ready pod is not unreachable but starting; its pod says how that goes."""
-        stateful_set = self._context.cache.get("StatefulSet", key.namespace, server_name(key.name, server))
         pods = [
             pod
             for pod in self._context.cache.pods_of(key.namespace, hive=key.name)
             if pod["metadata"]["labels"].get(COMPONENT_LABEL) == server
         ]
-        return while_starting(report, stateful_set, pods)
+        judged, again = while_starting(report, pods, self._context.clock())
+        if again is not None:
+            self._context.queue.add_after(key, again)
+        return judged
 
 
-def while_starting(report: StoreReport, stateful_set: Object | None, pods: list[Object]) -> StoreReport:
-    """``report`` on a managed server, in the light of its StatefulSet and pods. Pure."""
-    ready = ((stateful_set or {}).get("status") or {}).get("readyReplicas", 0)
-    if report.reason not in {"Unreachable", "Starting"} or ready:
-        return report
-    failure = pod_failure(pods)
-    return replace(report, reason="Starting", message=failure.message if failure else "waiting for its pod to be ready")
+def while_starting(report: StoreReport, pods: list[Object], now: datetime) -> tuple[StoreReport, float | None]:
+    """``report`` on a managed server in the light of its pods, and when its judgement changes by itself. Pure.
+
+    A pod that has just become ready may not be found yet: the report may be older, and DNS takes its time.
+    """
+    if report.reason not in {"Unreachable", "Starting"}:
+        return report, None
+    since = ready_since(pods)
+    if since is None:
+        failure = pod_failure(pods)
+        text = failure.message if failure else "waiting for its pod to be ready"
+        return replace(report, reason="Starting", message=text), None
+    left = REACHABLE_SECONDS - (now - since).total_seconds()
+    if left <= 0:
+        return report, None
+    return replace(report, reason="Starting", message="its pod is ready and about to be reachable"), left
+
+
+def ready_since(pods: list[Object]) -> datetime | None:
+    """When the pod that is ready became so (an unknown time is long ago); None while none is. Pure."""
+    for pod in pods:
+        for entry in (pod.get("status") or {}).get("conditions") or ():
+            if entry["type"] == "Ready" and entry["status"] == "True" and "deletionTimestamp" not in pod["metadata"]:
+                moment = entry.get("lastTransitionTime")
+                return datetime.fromisoformat(moment) if moment else datetime.min.replace(tzinfo=UTC)
+    return None
 
 
 def scope_of(hive: AgentHive) -> HiveScope:

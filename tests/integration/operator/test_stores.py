@@ -231,6 +231,38 @@ async def test_a_managed_server_that_can_not_start_says_why(cluster: Cluster) ->
     await cluster.until("the pod's reason is in RedisReady", told)
 
 
+@pytest.mark.usefixtures("operator")
+async def test_a_managed_server_is_starting_until_its_pod_had_time_to_be_found(cluster: Cluster) -> None:
+    await cluster.create("AgentHive", "demo")
+    template = (await cluster.exists("StatefulSet", "demo-redis"))["spec"]["template"]
+    containers = [{"name": "redis", "image": "valkey"}]
+    await cluster.kube.create(
+        cluster.body(
+            "Pod", "demo-redis-0", metadata={"labels": template["metadata"]["labels"]}, spec={"containers": containers}
+        )
+    )
+
+    async def ready_since(seconds_ago: float) -> None:
+        moment = datetime.fromtimestamp(time.time() - seconds_ago, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        ready = {"type": "Ready", "status": "True", "lastTransitionTime": moment}
+        await cluster.patch_status("Pod", "demo-redis-0", phase="Running", conditions=[ready])
+
+    async def unreachable_events() -> list[Any]:
+        return [event for event in await cluster.list("Event") if event["reason"] == "Unreachable"]
+
+    await ready_since(0)
+
+    async def about_to_be() -> bool:
+        entry = await cluster.condition("AgentHive", "demo", "RedisReady", "False", "Starting")
+        return "about to be reachable" in entry["message"]
+
+    await cluster.until("the ready pod is given time", about_to_be)
+    assert await unreachable_events() == []
+    await ready_since(3600)
+    await cluster.condition("AgentHive", "demo", "RedisReady", "False", "Unreachable")
+    await cluster.until("then it is told", unreachable_events)
+
+
 @asynccontextmanager
 async def kubelet_runs_redis(cluster: Cluster, folder: Path) -> AsyncIterator[str]:
     """What controllers and kubelet do, played: the server at an address of its own, and its ready pod. The address."""
