@@ -53,6 +53,20 @@ async def test_a_retry_waits_for_its_time(bus, consume, make) -> None:
     await consumer.ack(delivery)
 
 
+async def test_one_retry_after_the_other_comes_in_time(bus, consume, make, until) -> None:
+    # Each retry finds the parked consumer's alarm of the one before: it has rung and must not count.
+    consumer = await consume()
+    await bus.send(make(delivery_options={"max_retries": 10}))
+    (delivery,) = await consumer.claim(1)
+    for _ in range(6):
+        waiting = asyncio.create_task(consumer.claim(1))
+        await until(lambda: consumer._parking.parked)
+        await consumer.fail(delivery, "again", retry_after=0.02)
+        async with asyncio.timeout(1.5):
+            (delivery,) = await waiting
+    assert delivery.attempt == 7
+
+
 async def test_another_idle_consumer_takes_the_retry(bus, consume, make) -> None:
     failing, idle = await consume(), await consume()
     await bus.send(make())

@@ -134,7 +134,7 @@ local function finish(P, argv, at, consumer, robbed, again, now, life)
     wake(P)
   end
   if earliest then
-    wake_by(P, earliest)
+    wake_by(P, earliest, now)
   end
   return table.concat(refused, ' ')
 end

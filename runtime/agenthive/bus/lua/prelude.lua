@@ -68,9 +68,10 @@ local function wake(P)
 end
 
 -- Somebody must be awake at `due`: wake one unless a parked consumer has its alarm set for then or earlier.
-local function wake_by(P, due)
+local function wake_by(P, due, now)
   local alarm = redis.call('GET', P .. 'alarm')
-  if not alarm or tonumber(string.match(alarm, '^%d+')) > due then
+  local at = alarm and tonumber(string.match(alarm, '^%d+'))
+  if not at or at > due or at <= now then -- one that has rung wakes nobody again
     wake(P)
   end
 end

@@ -68,7 +68,7 @@ local function send(keys, argv)
     wake(P)
   end
   if earliest then
-    wake_by(P, earliest)
+    wake_by(P, earliest, now)
   end
   return table.concat(results)
 end
