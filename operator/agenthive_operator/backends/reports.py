@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from urllib.parse import urlsplit
 
+from agenthive.urls import split_url
+
 
 @dataclass(frozen=True, slots=True)
 class StoreReport:
@@ -53,11 +55,13 @@ class Figures:
 def endpoint_of(url: str, default_port: int) -> str:
     """``host:port`` of a URL, without credentials, database or options.
 
-    Raises ``ValueError`` when there is no host or the port is no number.
+    Raises ``ValueError`` when there is no host or the URL cannot be read; the text repeats nothing of it.
     """
-    parts = urlsplit(url)
+    parts = split_url(url, "the URL")
     if not parts.hostname:
         raise ValueError("the URL names no host")
+    if "," in parts.netloc:  # a PostgreSQL of several hosts
+        return parts.netloc.rpartition("@")[2]
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{host}:{parts.port or default_port}"
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
+from agenthive.urls import split_url
 from agenthive_operator.backends.kube import ENDPOINT_SLICE, POD, SERVICE, Kube
 
 SUFFIXES: Final = (".svc", ".svc.cluster.local")
@@ -60,9 +61,9 @@ class Resolver:
 def service_of(url: str) -> tuple[str, str] | None:
     """(name, namespace) of the Service that the URL's host names; None for any other host. Pure.
 
-    Raises ``ValueError`` for what is no URL.
+    Raises ``ValueError`` for what is no URL; the text repeats nothing of it.
     """
-    host = (urlsplit(url).hostname or "").rstrip(".")
+    host = (split_url(url, "the URL").hostname or "").rstrip(".")
     for suffix in SUFFIXES:
         name, _, namespace = host.removesuffix(suffix).partition(".")
         if host.endswith(suffix) and name and namespace and "." not in namespace:

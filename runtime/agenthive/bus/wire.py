@@ -14,11 +14,12 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
 import hiredis
 
 from agenthive.bus.errors import BusUnavailable
+from agenthive.urls import split_url
 
 DEFAULT_PORT = 6379
 Command = tuple[str | bytes | int, ...]
@@ -59,7 +60,7 @@ class Endpoint:
 
         Raises ValueError that says what is wrong; it never shows the password.
         """
-        parts = urlsplit(url)
+        parts = split_url(url, "the Redis URL")
         if parts.scheme not in {"redis", "rediss"}:
             raise ValueError(f"the Redis URL starts with {parts.scheme or 'nothing'}://; write redis:// or rediss://")
         if not parts.hostname:
@@ -67,14 +68,10 @@ class Endpoint:
         path = parts.path.strip("/")
         if path and not path.isdigit():
             raise ValueError(f"the Redis URL ends with /{path}; write the number of a database, such as /0")
-        try:
-            port = parts.port or DEFAULT_PORT
-        except ValueError as error:
-            raise ValueError(f"the port of the Redis URL is wrong: {error}") from error
         query = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
         return cls(
             host=parts.hostname,
-            port=port,
+            port=parts.port or DEFAULT_PORT,
             db=int(path or query.pop("db", "0")),
             username=unquote(parts.username) if parts.username else None,
             password=unquote(parts.password) if parts.password else None,

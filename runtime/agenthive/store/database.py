@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode
 
 import asyncpg
 
@@ -26,6 +26,7 @@ from agenthive.store.errors import (
     is_connection_loss,
     translate,
 )
+from agenthive.urls import split_url
 
 logger = logging.getLogger(__name__)
 
@@ -72,10 +73,10 @@ class Address:
             InvalidValue: the URL is not one of PostgreSQL's; the text never repeats its password.
         """
         try:
-            parts = urlsplit(url)
-            port = parts.port if "," not in parts.netloc else None
+            parts = split_url(url, "the PostgreSQL URL")
         except ValueError as error:
-            raise InvalidValue(f"the PostgreSQL URL cannot be read: {error}") from error
+            raise InvalidValue(str(error)) from None
+        port = parts.port if "," not in parts.netloc else None
         if parts.scheme not in {"postgresql", "postgres"}:
             raise InvalidValue(
                 f"the PostgreSQL URL must start with postgresql://, not {(parts.scheme or 'nothing')!r}: "

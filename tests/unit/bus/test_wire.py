@@ -44,7 +44,7 @@ def test_rediss_verifies_unless_told_otherwise() -> None:
         ("host:6379", "write redis:// or rediss://"),
         ("redis://", "names no host"),
         ("redis://host/x", "number of a database"),
-        ("redis://host:99999", "port of the Redis URL"),
+        ("redis://host:99999", "the Redis URL cannot be read: its host or port"),
         ("redis://host?colour=red", "unknown option 'colour'.*it has none"),
         ("rediss://host?colour=red", "unknown option 'colour'.*ssl_ca_certs"),
         ("rediss://host?ssl_cert_reqs=maybe", "write none or required"),
