@@ -72,6 +72,15 @@ Consume = Callable[..., Awaitable[Consumer]]
 
 
 @pytest.fixture
+def no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A parked consumer looks at the queue when it is woken or its alarm rings, and never just because time passed.
+
+    What a test then gets within its patience came by a wake-up, however slow the machine is.
+    """
+    monkeypatch.setattr("agenthive.bus.parking.FALLBACK_SECONDS", 600.0)
+
+
+@pytest.fixture
 def scope(unique: str) -> HiveScope:
     return HiveScope(namespace=unique, hive="demo")
 

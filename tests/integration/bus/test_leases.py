@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -76,10 +75,9 @@ async def test_the_next_incarnation_of_a_killed_pod_has_its_messages_at_once(bus
     assert await victim.line() == "1"
     victim.process.kill()
     victim.process.wait()
-    started = time.monotonic()
-    successor = await consume(pod="pod-a")
-    (delivery,) = await successor.claim(10)
-    assert time.monotonic() - started < 2
+    async with asyncio.timeout(15):  # half a lease
+        successor = await consume(pod="pod-a")
+        (delivery,) = await successor.claim(10)
     assert delivery.attempt == 2, "a crash counts"
     await successor.ack(delivery)
 

@@ -169,7 +169,7 @@ async def test_a_queue_that_vanished_is_made_anew(own_valkey, connect, consume, 
 
 
 async def test_while_redis_is_down_senders_fail_fast_and_recover(own_valkey, scope, make, until) -> None:
-    pool = RedisPool(circuit_breaker=CircuitBreaker(failure_threshold=3, reset_seconds=0.3))
+    pool = RedisPool(circuit_breaker=CircuitBreaker(failure_threshold=3, reset_seconds=3))
     bus = await Bus.connect(own_valkey.url, scope, pool=pool)
     try:
         await bus.send(make(1))
@@ -177,12 +177,11 @@ async def test_while_redis_is_down_senders_fail_fast_and_recover(own_valkey, sco
         with pytest.raises(BusUnavailable, match="cannot be reached"):
             await bus.send(make(2))
         assert not bus.available
-        started = asyncio.get_running_loop().time()
+        # Refused without a try, which would say what it met.
         with pytest.raises(BusUnavailable, match="is down"):
             await bus.send(make(3))
         with pytest.raises(BusUnavailable, match="is down"):
             await bus.queue("worker")
-        assert asyncio.get_running_loop().time() - started < 0.1
         own_valkey.start()
 
         async def sent() -> bool:
