@@ -277,11 +277,10 @@ def run(agent: Agent, settings: Settings) -> None:
 
         loop_factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=loop_factory) as loop_runner:
-        stuck = loop_runner.run(_until_signalled(agent, settings))
-    if stuck:
-        # The interpreter would wait for the threads of handlers that do not end.
-        logging.shutdown()
-        os._exit(0)
+        if loop_runner.run(_until_signalled(agent, settings)):
+            # The runner would wait for tasks that ignore their end, the interpreter for threads that do not come to it.
+            logging.shutdown()
+            os._exit(0)
 
 
 async def _until_signalled(agent: Agent, settings: Settings) -> bool:

@@ -258,6 +258,7 @@ class Worker:
         else:
             # Again until Redis has heard: unheard, the message would stay under our own lease as long as we live.
             self.outage.failed("settle", error)
+            run.delivery.completed = False  # or the bus would take the repetition for a second result
             self._loop.call_later(delay, self._settle, run, verdict, reply, min(delay * 2, LONGEST_DELAY))
             return
         self._runs.discard(run)
