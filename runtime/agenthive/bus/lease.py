@@ -82,6 +82,11 @@ class LeaseKeeper:
                     log.warning("cannot renew the lease of %s: %s", self._consumer, error)
                     pause = min(0.5, self._seconds / RENEWALS_PER_LEASE / 4)
                     healthy_since = self._loop.time() + pause
+                except Exception:
+                    # The edge of the thread: without it the lease runs out, and everything is handled twice.
+                    log.exception("renewing the lease of %s failed; going on", self._consumer)
+                    pause = min(0.5, self._seconds / RENEWALS_PER_LEASE / 4)
+                    healthy_since = self._loop.time() + pause
         finally:
             await lane.aclose()
 

@@ -131,6 +131,8 @@ class Sender:
                     self._fail_in_flight(BusUnavailable(reason))
                     return
                 await self._lane.pause()
+                if not self._has_patience(reason):
+                    return
             except BusUnavailable as error:
                 self._fail_in_flight(error)
                 return
@@ -138,6 +140,13 @@ class Sender:
                 for (outbox, batch), answer in zip(batches, answers, strict=True):
                     self._settle(outbox, batch, answer)
                 return
+
+    def _has_patience(self, reason: str) -> bool:
+        """End the wait of senders whose deadline is over; whether others still wait. A batch is repeated whole."""
+        now = asyncio.get_running_loop().time()
+        items = [item for _, batch in self._in_flight for item in batch]
+        _fail((item for item in items if item.deadline <= now), BusUnavailable(reason))
+        return any(not item.done.done() for item in items)
 
     def _command(self, outbox: Outbox, batch: list[Item], again: bool) -> Command:
         arguments: list[Any] = ["1" if again else "0", self._bound]

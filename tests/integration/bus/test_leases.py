@@ -183,6 +183,24 @@ async def test_a_consumer_whose_lease_ran_out_takes_it_again(bus, consume, make,
     assert await raw.zscore(f"{scope.key_prefix('worker')}consumers", name) > 1
 
 
+async def test_a_lease_is_kept_whatever_happens_to_one_renewal(
+    connect, consume, scope, raw, until, monkeypatch, caplog
+) -> None:
+    renewal, calls = LeaseKeeper._renewal, []
+
+    def flaky(keeper: LeaseKeeper):
+        calls.append(keeper)
+        if len(calls) == 1:
+            raise RuntimeError("a defect")
+        return renewal(keeper)
+
+    monkeypatch.setattr(LeaseKeeper, "_renewal", flaky)
+    await consume(on=await connect(lease_seconds=2))
+    await until(lambda: len(calls) > 2)
+    assert "renewing the lease of" in caplog.text
+    assert await raw.zcard(f"{scope.key_prefix('worker')}consumers") == 1
+
+
 async def test_a_robbed_consumer_goes_on_under_a_new_name(bus, consume, make) -> None:
     robbed = await consume(pod="pod-a")
     name = robbed.name

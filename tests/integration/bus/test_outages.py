@@ -208,6 +208,22 @@ async def test_a_short_outage_is_no_error_for_a_sender(own_valkey, connect, make
     assert (await bus.queue("worker")).backlog == 2
 
 
+async def test_a_sender_waits_for_redis_no_longer_than_it_said(own_valkey, scope, make) -> None:
+    patient = RedisPool(circuit_breaker=CircuitBreaker(failure_threshold=1000))
+    bus = await Bus.connect(own_valkey.url, scope, pool=patient)
+    try:
+        await bus.send(make(1))
+        own_valkey.kill()
+        async with asyncio.timeout(15):
+            with pytest.raises(BusUnavailable, match="cannot be reached"):
+                await bus.send(make(2), wait=0.2)
+        assert bus.available, "the circuit did not end the wait"
+        own_valkey.start()
+        await bus.send(make(3), wait=30)
+    finally:
+        await bus.aclose()
+
+
 async def test_a_full_redis_refuses_senders_and_can_be_drained(own_valkey, connect, consume, make, claim_all) -> None:
     bus = await connect(own_valkey.url)
     consumer = await consume(on=bus)
