@@ -4,9 +4,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DIR    ?= .agenthive
+# Test files run side by side, most of them waiting for processes: more workers than two cores would suggest.
+WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test cover lint format crds schema docs bench clean
+.PHONY: help demo up down test lint format crds schema docs bench clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -26,11 +28,9 @@ up: $(STAMP)  ## Start the local control plane and leave it running
 down: $(STAMP)  ## Stop what `make up` started; its state stays
 	@$(BIN)/agenthive local down --dir $(DIR)
 
-test: $(STAMP)  ## Every test, with coverage
+test: $(STAMP)  ## Every test, with coverage; ARGS='tests/unit -q' for a part, without the bound
 	@rm -f .coverage .coverage.*
-	@$(BIN)/coverage run -m pytest $(ARGS)
-	@$(BIN)/coverage combine --quiet
-	@$(BIN)/coverage report --fail-under=85
+	@$(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadfile --cov --cov-report=term $(if $(ARGS),$(ARGS),--cov-fail-under=85)
 
 lint: $(STAMP)  ## ruff and mypy --strict
 	@$(BIN)/ruff check .
