@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 import time
@@ -11,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from agenthive_operator.local.kubelet.process import Command, Process, Records
+from agenthive_operator.local.kubelet.process import Command, Process, Records, StartError
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ class Child:
         self._stop_signal = stop_signal
         self._process: Process | None = None
         self._keeper: asyncio.Task[None] | None = None
-        self._exited: list[int] = []
+        self._exit_code: int | None = None
 
     @property
     def pid(self) -> int | None:
@@ -75,7 +74,7 @@ class Child:
     @property
     def exit_code(self) -> int | None:
         """How it ended last; None when it never has."""
-        return self._exited[-1] if self._exited else None
+        return self._exit_code
 
     def start(self) -> None:
         """Start it, and keep it running.
@@ -104,12 +103,16 @@ class Child:
             began = time.monotonic()
             assert self._process is not None
             code = await self._process.wait()
-            self._exited.append(code)
+            self._exit_code = code
             if time.monotonic() - began > GOOD_SECONDS:
                 delay = first
             logger.warning("%s ended with %d; again in %.1f s", self.name, code, delay)
-            await asyncio.sleep(delay)
-            delay = min(longest, delay * 2)
+            while True:
+                await asyncio.sleep(delay)
+                delay = min(longest, delay * 2)
+                try:
+                    self._process = Process(self._command, self._log.write, self._records)
+                    break
+                except (StartError, OSError) as error:
+                    logger.warning("%s cannot be started: %s; again in %.1f s", self.name, error, delay)
             self.restarts += 1
-            with contextlib.suppress(OSError):
-                self._process = Process(self._command, self._log.write, self._records)

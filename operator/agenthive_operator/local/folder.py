@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -107,6 +108,22 @@ class Folder:
         finally:
             os.close(descriptor)
         return None
+
+
+def kept_token(file: Path) -> str:
+    """The token in ``file``, made on first use; mode 0600. Never an empty one, whenever its maker was killed."""
+    try:
+        if token := file.read_text().strip():
+            return token
+    except FileNotFoundError:
+        pass  # the first use
+    token = secrets.token_urlsafe(32)
+    fresh = file.with_name(f"{file.name}.new")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+        stream.write(token)
+    fresh.replace(file)
+    return token
 
 
 class FolderLock:

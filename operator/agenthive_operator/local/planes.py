@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import socket
 import ssl
 import sys
@@ -18,7 +17,7 @@ import aiohttp
 
 from agenthive_operator.local.children import Child
 from agenthive_operator.local.client import ApiClient, ApiError, Connection
-from agenthive_operator.local.folder import Folder
+from agenthive_operator.local.folder import Folder, kept_token
 from agenthive_operator.local.kubelet.process import Records
 
 ASSETS_VARIABLE = "KUBEBUILDER_ASSETS"
@@ -56,14 +55,6 @@ def kept_port(file: Path, wanted: int) -> int:
         port = free_port(int(file.read_text()) if file.exists() else 0)
     file.write_text(str(port))
     return port
-
-
-def kept_token(file: Path) -> str:
-    """The token of this folder, made on first use; mode 0600."""
-    if not file.exists():
-        file.touch(mode=0o600)
-        file.write_text(secrets.token_urlsafe(32))
-    return file.read_text().strip()
 
 
 class Plane:

@@ -5,28 +5,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import secrets
 import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+from agenthive_operator.local.folder import kept_token
+
 from .server import ApiServer
-
-
-def _token(folder: Path) -> str:
-    """The token of an earlier run in the same folder, or a new one."""
-    file = folder / "token"
-    if not file.exists():
-        file.touch(mode=0o600)
-        file.write_text(secrets.token_urlsafe(32))
-    return file.read_text().strip()
 
 
 async def serve(folder: Path, port: int, *, keep: bool) -> None:
     """Serve until SIGINT or SIGTERM."""
-    server = ApiServer(folder, token=_token(folder), state_file=keep)
+    server = ApiServer(folder, token=kept_token(folder / "token"), state_file=keep)
     await server.start("127.0.0.1", port)
     kubeconfig = folder / "kubeconfig"
     server.write_kubeconfig(kubeconfig)
