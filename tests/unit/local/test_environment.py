@@ -15,7 +15,6 @@ from agenthive_operator.local.kubelet.environment import (
     environment,
     expand,
     field,
-    quantity,
     references,
     resource_field,
 )
@@ -137,10 +136,11 @@ def test_resource_field(resource, divisor, expected) -> None:
     assert resource_field(container, {"resource": resource, "divisor": divisor}) == expected
 
 
-def test_quantity_refuses_words() -> None:
-    assert quantity("1e3") == 1000
-    with pytest.raises(ConfigError, match="not a quantity"):
-        quantity("much")
+def test_a_resource_field_that_is_no_quantity_is_refused() -> None:
+    container = {"resources": {"limits": {"cpu": "much", "memory": "1e3"}}}
+    assert resource_field(container, {"resource": "limits.memory"}) == "1000"
+    with pytest.raises(ConfigError, match=r"limits\.cpu: 'much' is not a quantity"):
+        resource_field(container, {"resource": "limits.cpu"})
 
 
 def test_data_of() -> None:

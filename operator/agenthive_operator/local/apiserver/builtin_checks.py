@@ -9,6 +9,7 @@ from typing import Any
 from . import crds, errors
 from .errors import FieldError, Json
 from .kinds import Kind
+from .quantity import quantity_value
 
 _LABEL = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
 _SUBDOMAIN = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
@@ -184,8 +185,6 @@ def _container(container: Json, here: str, volumes: set[str]) -> list[FieldError
 
 
 def _resources(resources: Json, path: str) -> list[FieldError]:
-    from .quantity import quantity_value  # noqa: PLC0415
-
     found = []
     limits = resources.get("limits", {})
     for name, amount in resources.get("requests", {}).items():
@@ -382,8 +381,6 @@ def _data(obj: Json, old: Json | None) -> list[FieldError]:
 
 
 def _claim(obj: Json, old: Json | None) -> list[FieldError]:
-    from .quantity import quantity_value  # noqa: PLC0415
-
     spec = obj.get("spec", {})
     found: list[FieldError] = []
     if not spec.get("accessModes"):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from . import crds
-from .errors import Json
+from .errors import Json, unprocessable
 
 if TYPE_CHECKING:
     from .admission import Admission
@@ -24,8 +24,6 @@ def apply_defaults(kind: Kind, obj: Json, old: Json | None, admission: Admission
     if kind.resource == "services":
         problem = admission.service_address(obj, old)
         if problem is not None:
-            from .errors import unprocessable  # noqa: PLC0415
-
             raise unprocessable("", "Service", obj["metadata"].get("name", ""), [problem])
 
 

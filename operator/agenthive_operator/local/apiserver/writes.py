@@ -23,7 +23,7 @@ from .kinds import Kind
 from .schema_checks import decode_object, validate_object
 from .store import Entry, Key, Store
 
-MERGE, JSON, STRATEGIC = "merge-patch", "json-patch", "strategic-merge-patch"
+MERGE, JSON = "merge-patch", "json-patch"
 
 _SUFFIX = "bcdfghjklmnpqrstvwxz2456789"
 MAX_BODY = 3 * 1024 * 1024

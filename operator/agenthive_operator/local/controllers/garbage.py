@@ -16,7 +16,7 @@ import aiohttp
 
 from agenthive_operator.local.client import ApiClient, ApiError
 from agenthive_operator.local.controllers.base import RETRY
-from agenthive_operator.local.informer import Informers
+from agenthive_operator.local.informer import Handler, Informers
 from agenthive_operator.local.objects import is_deleting, key_of, uid_of
 from agenthive_operator.local.resources import CRDS, Obj, Resource
 from agenthive_operator.reconcile.queue import KeyedQueue
@@ -202,7 +202,7 @@ class GarbageCollector:
             await self.informers.drop(resource)
         await self.informers.start()
 
-    def _handler(self, resource: Resource):  # type: ignore[no-untyped-def]
+    def _handler(self, resource: Resource) -> Handler:
         return lambda old, new: self._changed(resource, old, new)
 
     def _changed(self, resource: Resource, old: Obj | None, new: Obj | None) -> None:

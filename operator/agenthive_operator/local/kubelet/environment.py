@@ -7,16 +7,12 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 
 from agenthive_operator.local.resources import Obj
+from agenthive_operator.plan import quantity
 
 _REFERENCE = re.compile(r"\$\$|\$\(([^()$\s]+)\)")
 _SUBSCRIPT = re.compile(r"^metadata\.(labels|annotations)\['([^']+)'\]$")
-_UNITS = {
-    "m": Decimal("0.001"), "": Decimal(1), "k": Decimal(10**3), "M": Decimal(10**6), "G": Decimal(10**9),
-    "T": Decimal(10**12), "Ki": Decimal(2**10), "Mi": Decimal(2**20), "Gi": Decimal(2**30), "Ti": Decimal(2**40),
-}  # fmt: skip
 
 
 class ConfigError(Exception):
@@ -176,7 +172,7 @@ def resource_field(container: Obj, reference: Obj) -> str:
     """``limits.cpu``, ``requests.memory`` … in units of the divisor, rounded up; 0 without a limit.
 
     Raises:
-        ConfigError: the resource is not of that form.
+        ConfigError: the resource is not of that form, or it or the divisor is no quantity.
     """
     side, _, name = reference["resource"].partition(".")
     if side not in {"limits", "requests"} or not name:
@@ -184,20 +180,11 @@ def resource_field(container: Obj, reference: Obj) -> str:
             f"resourceFieldRef {reference['resource']!r} is not offered: use limits.<name> or requests.<name>"
         )
     amount = ((container.get("resources") or {}).get(side) or {}).get(name, "0")
-    divisor = quantity(str(reference.get("divisor") or "1")) or Decimal(1)
-    return str(math.ceil(quantity(str(amount)) / divisor))
-
-
-def quantity(text: str) -> Decimal:
-    """The number a Kubernetes quantity (``250m``, ``1Gi``) means.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    found = re.fullmatch(r"([0-9.]+(?:[eE][+-]?\d+)?)([A-Za-z]*)", text)
-    if found is None or found[2] not in _UNITS:
-        raise ConfigError(f"{text!r} is not a quantity")
-    return Decimal(found[1]) * _UNITS[found[2]]
+    try:
+        divisor = quantity.value(reference.get("divisor") or "1") or 1
+        return str(math.ceil(quantity.value(amount) / divisor))
+    except ValueError as error:
+        raise ConfigError(f"resourceFieldRef {reference['resource']}: {error}") from error
 
 
 def command_line(words: Iterable[str], variables: Mapping[str, str]) -> list[str]:

@@ -22,7 +22,7 @@ Recorder = Callable[[Obj, str, str, str], None]
 
 
 class EventRecorder:
-    """Writes Events in the background, in order, at most once a second for the same one."""
+    """Writes Events in the background, in order; the same one again raises its count."""
 
     def __init__(self, client: ApiClient, component: str = "kubelet") -> None:
         self._client = client

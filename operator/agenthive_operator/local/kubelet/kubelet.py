@@ -107,7 +107,6 @@ class Kubelet:
     ) -> None:
         self.node = node
         self.addresses = addresses
-        self._informers = informers
         self._client = informers.client
         self._places = places
         self._tls = tls

@@ -52,7 +52,7 @@ class Verdict:
     _run: int = 0
 
     def observe(self, success: bool) -> bool:
-        """Count one result; whether the verdict changed, or was reached again after a ``reset``."""
+        """Count one result; whether the verdict changed."""
         self._run = self._run + 1 if success is self._last else 1
         self._last = success
         threshold = self.settings.success_threshold if success else self.settings.failure_threshold
