@@ -1,1 +1,1 @@
-"""."""
+"""Access to what the operator works on: the Kubernetes API, Redis, PostgreSQL."""

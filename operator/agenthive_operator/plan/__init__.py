@@ -1,1 +1,1 @@
-"""."""
+"""Pure functions from a resource and what was observed to the objects that should exist."""
