@@ -150,9 +150,13 @@ async def test_what_it_does_not_do_it_refuses(client: Client) -> None:
     assert "does not do server-side apply of a Scale" in answer["message"]
 
 
-async def test_too_large_objects(client: Client) -> None:
+async def test_too_large_objects(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    large = config_map("large", {"n": "x" * 1_000_000}, annotations={"note": "x" * 200_000})
+    assert (await client("POST", MAPS, large))[0] == 201
     status, answer = await client("POST", MAPS, config_map("a", {"n": "x" * 2_000_000}))
     assert (status, answer["reason"]) == (413, "RequestEntityTooLarge")
+    assert "etcdserver: request is too large" in answer["message"]
+    assert "misconfiguration" not in caplog.text
     body = io.BytesIO(b"x" * 4_000_000)
     async with client.session.post(client.server.url + MAPS, data=body) as answer:
         assert answer.status == 413
@@ -315,3 +319,19 @@ def test_foreign_state_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "state.jsonl").write_text('{"format":1,"version":5}\nnonsense\n')
     with pytest.raises(JournalError, match="line 2: not JSON"):
         ApiServer(tmp_path, token="t")
+
+
+async def test_what_is_stored_and_does_nothing_says_so(client: Client) -> None:
+    async def warnings(path: str, body: Any) -> list[str]:
+        url, data = client.server.url + path, io.BytesIO(orjson.dumps(body))
+        async with client.session.post(url, data=data, headers={"Content-Type": "application/json"}) as answer:
+            assert answer.status == 201, await answer.text()
+            return answer.headers.getall("Warning", [])
+
+    policy = {
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"name": "deny"}, "spec": {"podSelector": {}},
+    }  # fmt: skip
+    (said,) = await warnings("/apis/networking.k8s.io/v1/namespaces/default/networkpolicies", policy)
+    assert said == '299 - "NetworkPolicy objects are stored here and have no effect"'
+    assert await warnings("/api/v1/namespaces/default/configmaps", config_map("c")) == []

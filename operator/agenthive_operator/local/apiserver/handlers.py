@@ -247,6 +247,8 @@ class Api:
         form = routing.wanted_form(request.headers.get("Accept", ""))
         if form == "table":
             form = "object"
+        if status == 201 and target.kind.resource in _WITHOUT_EFFECT:
+            options.warnings.append(f"{target.kind.kind} objects are stored here and have no effect")
         return answer(render(target.kind, entry, form), status, warnings=options.warnings)
 
     async def _delete(self, request: web.BaseRequest, target: Target, query: Mapping[str, str]) -> web.Response:
@@ -270,6 +272,14 @@ class Api:
             return answer_object(bodies.success(kind.group, kind.plural, target.name, uid))
         return answer(render(kind, entry, "object"))
 
+
+# Resources that nobody acts on: the controllers beside this server know none of them, and its one token may do all.
+_WITHOUT_EFFECT = frozenset({
+    "daemonsets.apps", "poddisruptionbudgets.policy", "networkpolicies.networking.k8s.io",
+    "roles.rbac.authorization.k8s.io", "rolebindings.rbac.authorization.k8s.io",
+    "clusterroles.rbac.authorization.k8s.io", "clusterrolebindings.rbac.authorization.k8s.io",
+    "storageclasses.storage.k8s.io", "priorityclasses.scheduling.k8s.io",
+})  # fmt: skip
 
 # Resources whose last state is the answer to a delete.
 _RETURNED = ("pods", "services", "persistentvolumeclaims", "persistentvolumes", "serviceaccounts")

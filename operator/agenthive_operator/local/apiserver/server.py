@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -56,7 +57,10 @@ class ApiServer:
         Raises:
             OSError: The address is taken.
         """
-        server = web.Server(self.api.handle, client_max_size=MAX_BODY)
+        loop = asyncio.get_running_loop()
+        # A server without an application hands its options to connections, which have none for the size of bodies.
+        make = partial(web.BaseRequest, loop=loop, client_max_size=MAX_BODY)
+        server = web.Server(self.api.handle, request_factory=make)
         self._runner = web.ServerRunner(server, shutdown_timeout=0.5, access_log=None)
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port, ssl_context=self.tls.server_context(), backlog=1024)
