@@ -51,10 +51,10 @@ def kubectl(*arguments: str | Path) -> str:
 
 @contextlib.contextmanager
 def control_plane(folder: Path) -> Iterator[None]:
-    """The local mode in ``folder``, ended on the way out whatever happened."""
-    run(BIN / "agenthive", "local", "up", "--detach", "--dir", folder)
-    os.environ["KUBECONFIG"] = str(folder.absolute() / "kubeconfig")
+    """The local mode in ``folder``, ended on the way out whatever happened, Ctrl-C during the start included."""
     try:
+        run(BIN / "agenthive", "local", "up", "--detach", "--dir", folder)
+        os.environ["KUBECONFIG"] = str(folder.absolute() / "kubeconfig")
         yield
     finally:
         run(BIN / "agenthive", "local", "down", "--dir", folder)
