@@ -148,15 +148,23 @@ async def test_connections_cut_by_the_server_are_replaced(store: Store) -> None:
         "WHERE pid <> pg_backend_pid() AND datname IS NOT NULL"
     )
 
+    progress = asyncio.Event()
+
     async def work(who: int) -> None:
         for n in range(100):
             await store.state.set(f"{who}/{n}", n)
+            progress.set()
             assert await store.state.get(f"{who}/{n}") == n
 
     workers = [asyncio.create_task(work(who)) for who in range(10)]
     admin = await asyncpg.connect(store._database.address.dsn)
     cuts = 0
     while not all(worker.done() for worker in workers):
+        # After each cut something has to be written again: a slow machine could not even log in between faster ones.
+        waiting = asyncio.create_task(progress.wait())
+        await asyncio.wait([waiting, *(w for w in workers if not w.done())], return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        progress.clear()
         cuts += await admin.fetchval(cut)
         await asyncio.sleep(0.05)
     await admin.close()
