@@ -172,6 +172,12 @@ class RetryLater(Exception):  # noqa: N818 - an instruction rather than an error
 Handler = Callable[[K], Awaitable[float | None]]
 
 
+def cancelled() -> bool:
+    """Whether the current task was asked to end."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 class KeyedQueue(Generic[K]):
     """Runs ``handle(key)`` for keys that are due, on ``workers`` tasks.
 
@@ -235,6 +241,8 @@ class KeyedQueue(Generic[K]):
                 await self._sleep_until_due()
                 continue
             await self._handle_one(key)
+            if cancelled():
+                return  # the handler lost the cancellation on its way; the workers are to end all the same
 
     async def _sleep_until_due(self) -> None:
         self._wake.clear()
@@ -263,4 +271,6 @@ class KeyedQueue(Generic[K]):
             logger.exception("%s %s failed (%d in a row); again in %.1f s", self._name, key, failures, delay)
         else:
             self.schedule.done(key, self._clock(), requeue_after=again)
+            if again is None:
+                return  # nothing to wait for that the others do not know
         self._wake.set()

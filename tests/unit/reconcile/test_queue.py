@@ -175,6 +175,25 @@ async def test_one_key_is_handled_by_one_worker_at_a_time_and_others_run_beside_
     assert sorted(handled) == sorted("abcabc"), "each once, and once more for what came while it ran"
 
 
+async def test_workers_end_although_a_handler_loses_the_cancellation() -> None:
+    started = asyncio.Event()
+
+    async def handle(key: str) -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise OSError("a driver's translation of it") from None
+
+    queue = KeyedQueue(handle, workers=2)
+    task = asyncio.create_task(queue.run())
+    queue.add("a")
+    await started.wait()
+    task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=5)
+    assert done, "the queue still runs"
+
+
 async def test_a_handler_that_raises_is_called_again_and_does_not_stop_others(caplog: pytest.LogCaptureFixture) -> None:
     calls: list[str] = []
 
