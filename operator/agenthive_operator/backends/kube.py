@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import orjson
@@ -125,7 +126,18 @@ async def load_configuration() -> client.Configuration:
         await load.load_kube_config(config_file=named, client_configuration=configuration, persist_config=False)
     else:
         load.load_incluster_config(client_configuration=configuration)
+    configuration.proxy = configuration.proxy or proxy_of(configuration.host)
+    # Otherwise the session looks for a proxy and into ~/.netrc at every request, in a thread each.
+    configuration.client_session_kwargs = {"trust_env": False}
     return configuration
+
+
+def proxy_of(url: str) -> str | None:
+    """The proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY of the environment want for ``url``."""
+    parts = urlsplit(url)
+    if proxy_bypass(parts.netloc):
+        return None
+    return getproxies().get(parts.scheme)
 
 
 def _default_kubeconfig() -> str:

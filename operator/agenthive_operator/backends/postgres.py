@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import asyncpg
@@ -67,7 +68,7 @@ class HiveSchema:
             status = await schema_status(url, schema)
             if not status.too_new and status.pending:
                 applied = tuple(f"{entry.version:04}_{entry.name}" for entry in await upgrade(url, schema))
-                status = await schema_status(url, schema)
+                status = replace(status, current=status.latest)
         except SchemaTooNew as error:
             return SchemaReport(False, "SchemaTooNew", str(error))
         except StoreUnavailable as error:

@@ -117,8 +117,10 @@ class AgentReconciler:
         self._context.references.register(key, [Reference(p.kind, key.namespace, p.name) for p in pointers])
         if hive is None or state is None:
             return None
-        if not state.ready and await self._context.children.live("Deployment", key.namespace, key.name) is None:
-            return None  # the first start waits for the hive; a running agent is left running
+        if not state.ready and self._context.cache.get("Deployment", key.namespace, key.name) is None:
+            # The first start waits for the hive; a running agent follows its spec. Of one that the watch has not told
+            # yet nothing is believed: it is left as it is.
+            return None
         digests = await self._digests(key, pointers)
         code = code_reference(agent)
         if code is not None and code not in digests:

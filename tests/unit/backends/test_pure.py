@@ -192,3 +192,20 @@ def test_what_may_be_tried_again(status: int, transient: bool) -> None:
 def test_secret_data_is_decoded() -> None:
     assert kube.secret_data({"data": {"a": "eA==", "b": "", "c": "/w=="}}) == {"a": "x", "b": "", "c": "\ufffd"}
     assert kube.secret_data({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("url", "proxy"),
+    [
+        ("https://api.example:6443", "http://proxy:3128"),
+        ("http://api.example:8080", None),
+        ("https://127.0.0.1:6443", None),
+        ("https://kube.internal:6443", None),
+    ],
+)
+def test_the_proxy_is_that_of_the_environment(url: str, proxy: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "https_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,.internal")
+    assert kube.proxy_of(url) == proxy
