@@ -183,10 +183,16 @@ class DeliveryOptions(BaseModel):
         None, description="Not handed to a handler before this time; the ttl counts from it."
     )
     deduplication_key: str | None = Field(
-        None, min_length=1, max_length=256, description="Messages of one key within the hive's window are one message."
+        None,
+        min_length=1,
+        max_length=256,
+        description="Messages of one key within the hive's window are one message. This version refuses to send it.",
     )
     ordering_key: str | None = Field(
-        None, min_length=1, max_length=256, description="Messages of one key are handled one after the other, in order."
+        None,
+        min_length=1,
+        max_length=256,
+        description="Messages of one key are handled one after the other. This version refuses to send it.",
     )
     persistent: bool = Field(True, description="False: never written to the PostgreSQL message log.")
 
