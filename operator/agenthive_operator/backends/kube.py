@@ -231,7 +231,7 @@ class Kube:
                     raise ApiError(int(status.get("code", 500)), status.get("reason", ""), status.get("message", ""))
                 event["object"]["kind"] = resource.kind
                 yield event["type"], event["object"]
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:  # ValueError: a line cut in the middle
             raise ApiError(0, type(error).__name__, f"watch of {resource.plural}: {error}") from error
         finally:
             response.close()
@@ -294,9 +294,9 @@ class Kube:
         response = await self._request(method, path, query, sent, body, aiohttp.ClientTimeout(total=REQUEST_SECONDS))
         try:
             data = await response.read()
-        except (aiohttp.ClientError, TimeoutError) as error:
+            answer: Object = orjson.loads(data)
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise ApiError(0, type(error).__name__, f"{method} {path}: {error}") from error
-        answer: Object = orjson.loads(data)
         return answer
 
     async def _request(
