@@ -150,6 +150,19 @@ async def test_a_reply_to_nobody_is_dropped_and_ends_by_itself(bus, consume, mak
     await consumer.ack(delivery, delivery.message.reply({}))  # was no request
 
 
+async def test_a_fetched_reply_can_be_fetched_again_for_a_while(bus, consume, make, scope, raw) -> None:
+    # The answer to the fetch may be lost with its connection: the asker fetches again and must still find it.
+    consumer = await consume()
+
+    async def reply(delivery) -> None:
+        await consumer.ack(delivery, delivery.message.reply({"ok": True}))
+
+    request = make()
+    async with answering(consumer, reply):
+        await bus.request(request, 60)
+    assert 0 < await raw.pttl(f"{scope.key_prefix('worker')}r:{request.message_id}") <= 10_000
+
+
 async def test_a_reply_whose_word_was_lost_is_found(bus, consume, make, raw) -> None:
     consumer = await consume()
 

@@ -62,11 +62,15 @@ local function status(keys, argv)
   return { place, '', tries, claimed }
 end
 
--- replies: ARGV: ids of requests. Returns the reply of each that has one, else "", and removes it.
+-- replies: ARGV: ids of requests. Returns the reply of each that has one, else "". It stays a few seconds
+-- longer, for an asker whose connection ends before the answer is there.
 local function replies(keys, argv)
   local P, found = prefix_of(keys), {}
   for i, id in ipairs(argv) do
-    found[i] = redis.call('GETDEL', P .. 'r:' .. id) or ''
+    found[i] = redis.call('GET', P .. 'r:' .. id) or ''
+    if found[i] ~= '' then
+      redis.call('PEXPIRE', P .. 'r:' .. id, 10000, 'LT')
+    end
   end
   return found
 end
