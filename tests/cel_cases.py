@@ -289,6 +289,10 @@ AGENT_BOUNDS = [
     create("agent: codeFrom without a ConfigMap", agent(codeFrom={}), "configMapRef: Required"),
     create("agent: the same capability twice", agent(capabilities=["a", "a"]), "Duplicate value"),
     create("agent: capability with a comma", agent(capabilities=["a,b"]), "capabilities[0]"),
+    create("agent: topics from the beginning", agent(topics=["news", "v1.Releases_x"], topicStart="beginning")),
+    create("agent: the same topic twice", agent(topics=["a", "a"]), "Duplicate value"),
+    create("agent: topic with a comma", agent(topics=["a,b"]), "topics[0]"),
+    create("agent: topic start that is none", agent(topicStart="yesterday"), "topicStart"),
     create("agent: quantities", agent(resources={"requests": {"cpu": 1, "memory": "64Mi"}})),
     create("agent: request that is no quantity", agent(resources={"requests": {"cpu": "1 core"}}), "requests.cpu"),
 ]

@@ -44,6 +44,21 @@ class QueuePolicy(Policy):
     )
 
 
+class TopicPolicy(Policy):
+    """How long a topic keeps what was published to it."""
+
+    retention_seconds: int = Field(
+        86_400,
+        ge=1,
+        le=31_536_000,
+        description="How long a topic keeps a message for agents that are away or new, seconds; "
+        "also the time to live of a published message that names none.",
+    )
+    max_length: int = Field(
+        100_000, ge=1, le=100_000_000, description="Messages one topic keeps; beyond it the oldest are dropped."
+    )
+
+
 class Messaging(Policy):
     """How messages of a hive are kept, retried and given up."""
 
@@ -70,6 +85,7 @@ class Messaging(Policy):
         default_factory=PriorityWeights, description="Share of each priority under contention."
     )
     queue: QueuePolicy = Field(default_factory=QueuePolicy, description="Bound of each agent's queue.")
+    topics: TopicPolicy = Field(default_factory=TopicPolicy, description="What each topic of the hive keeps.")
 
 
 class CircuitBreaker(Policy):
@@ -136,6 +152,7 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(30.0, ge=0)
     capabilities: Annotated[tuple[str, ...], NoDecode] = ()
     topics: Annotated[tuple[str, ...], NoDecode] = ()
+    topic_start: Annotated[str, Field(pattern="^(now|beginning)$")] = "now"
     bind: str = "0.0.0.0"  # noqa: S104 - probes reach a pod from the node
     http_port: int = Field(DEFAULT_HTTP_PORT, ge=0, le=65_535)
     termination_log: str = "/dev/termination-log"

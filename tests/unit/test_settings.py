@@ -12,7 +12,7 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "HIVE": "demo",
         "CAPABILITIES": "gpu, fast,",
-        "TOPICS": "",
+        "TOPICS": "news, releases",
         "MESSAGING": '{"maxRetries": 7}',
         "REDIS_URL": "redis://:secret@host/0",
         "CONCURRENCY": "3",
@@ -20,7 +20,7 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(f"AGENTHIVE_{name}", value)
     settings = Settings()
     assert settings.capabilities == ("gpu", "fast")
-    assert settings.topics == ()
+    assert (settings.topics, settings.topic_start) == (("news", "releases"), "now")
     assert settings.messaging == Messaging(max_retries=7)
     assert settings.concurrency == 3
     assert settings.scope.hive == "demo"
@@ -36,7 +36,10 @@ def test_replace_validates(monkeypatch: pytest.MonkeyPatch) -> None:
         settings.replace(concurrency=0)
 
 
-@pytest.mark.parametrize(("name", "value"), [("LOG_LEVEL", "LOUD"), ("LOG_FORMAT", "xml"), ("HTTP_PORT", "70000")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("LOG_LEVEL", "LOUD"), ("LOG_FORMAT", "xml"), ("HTTP_PORT", "70000"), ("TOPIC_START", "end")],
+)
 def test_nonsense_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"AGENTHIVE_{name}", value)
     with pytest.raises(ValidationError, match=name.lower()):

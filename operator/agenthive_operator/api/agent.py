@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from agenthive.protocol import MAX_NAME_LENGTH
 from agenthive.settings import DNS_LABEL
 from agenthive_operator.api import schema as s
 from agenthive_operator.api.hive import owner_reference
@@ -28,6 +29,9 @@ AGENT_NAME_MAX = 47
 ENTRYPOINT = "^[A-Za-z_][A-Za-z0-9_]*([.][A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*([.][A-Za-z_][A-Za-z0-9_]*)*$"
 
 Capability = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9]([-._A-Za-z0-9]*[A-Za-z0-9])?$")]
+Topic = Annotated[
+    str, Field(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"^[A-Za-z0-9]([-._A-Za-z0-9]*[A-Za-z0-9])?$")
+]
 Argument = Annotated[str, Field(max_length=s.MAX_ENV_VALUE)]
 
 
@@ -105,6 +109,16 @@ class AgentSpec(ApiModel):
     image_pull_secrets: PullSecrets = ()
     capabilities: tuple[Capability, ...] = Field(
         (), max_length=64, description="What this agent can do, for others to find.", json_schema_extra=s.list_set()
+    )
+    topics: tuple[Topic, ...] = Field(
+        (),
+        max_length=64,
+        description="Topics the agent is subscribed to: it gets a copy of each message published there.",
+        json_schema_extra=s.list_set(),
+    )
+    topic_start: Literal["now", "beginning"] = Field(
+        "now",
+        description="Where a new subscription starts: with what is published from now on, or with all the topic has.",
     )
     concurrency: int = Field(10, ge=1, le=10_000, description="Handlers at a time in one pod.")
     replicas: int = Field(1, ge=0, le=10_000, description="Pods; what kubectl scale and autoscalers set.")

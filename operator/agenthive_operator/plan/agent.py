@@ -158,6 +158,9 @@ def _environment(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> list
     ]
     if agent.spec.capabilities:
         own.append(pods.env("AGENTHIVE_CAPABILITIES", ",".join(agent.spec.capabilities)))
+    if agent.spec.topics:
+        own.append(pods.env("AGENTHIVE_TOPICS", ",".join(agent.spec.topics)))
+        own.append(pods.env("AGENTHIVE_TOPIC_START", agent.spec.topic_start))
     own += _policies(
         ("AGENTHIVE_MESSAGING", hive.spec.messaging),
         ("AGENTHIVE_REDIS_POOL", hive.spec.redis.pool),
