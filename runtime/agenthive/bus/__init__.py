@@ -11,7 +11,7 @@ from agenthive.bus.errors import (
     RequestFailed,
     RequestTimeout,
 )
-from agenthive.bus.model import DeadLetter, Delivery, MessageStatus, QueueStats
+from agenthive.bus.model import DeadLetter, Delivery, MessageStatus, PendingState, QueueStats
 
 __all__ = [
     "Bus",
@@ -23,6 +23,7 @@ __all__ = [
     "Delivery",
     "LeaseLost",
     "MessageStatus",
+    "PendingState",
     "QueueFull",
     "QueueStats",
     "RequestFailed",

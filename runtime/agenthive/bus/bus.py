@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Self
 
 from agenthive.bus.connections import Connections
@@ -22,6 +23,7 @@ from agenthive.bus.model import (
 from agenthive.bus.policy import accepted_form, lane_of, packed_options, to_ms
 from agenthive.bus.replies import ReplyReader
 from agenthive.bus.sender import Sender
+from agenthive.bus.watches import Watches
 from agenthive.bus.wire import Endpoint
 from agenthive.protocol import AgentMessage
 from agenthive.settings import HiveScope, Messaging, RedisPool
@@ -29,6 +31,8 @@ from agenthive.settings import HiveScope, Messaging, RedisPool
 SEND_WAIT_SECONDS = 10.0
 """How long ``send`` waits for a full queue to shrink, unless it is told otherwise."""
 STATUS_WAIT_SECONDS = 2.0
+BATCH_STATUSES = 500
+"""Most statuses of one function call."""
 
 
 class Bus:
@@ -40,6 +44,7 @@ class Bus:
         self._connections = connections
         self._sender = Sender(connections, messaging.queue.max_length)
         self._replies = ReplyReader(connections, scope)
+        self._watches = Watches(self._statuses, self._unknown)
         self._keys: dict[str, AgentKeys] = {}
 
     @classmethod
@@ -139,18 +144,51 @@ class Bus:
 
     async def find(self, agent: str, message_id: str) -> MessageStatus | None:
         """Where a message to ``agent`` stands; None if Redis does not know it (any more). Raises BusUnavailable."""
-        (answer,) = await self._connections.execute([library().call("status", self._of(agent).gate, message_id)])
-        return parse_status(message_id, *answer)
+        return (await self.statuses(agent, [message_id]))[message_id]
 
     async def status(self, agent: str, message_id: str) -> MessageStatus:
         """Where a message to ``agent`` stands. Raises LookupError for one that Redis does not know (any more)."""
         found = await self.find(agent, message_id)
         if found is None:
-            raise LookupError(
-                f"agent {agent} has no message {message_id}; the status of a finished message is kept for "
-                f"{self.messaging.status_seconds} s"
+            raise LookupError(self._unknown(agent, message_id))
+        return found
+
+    def _unknown(self, agent: str, message_id: str) -> str:
+        return (
+            f"agent {agent} has no message {message_id}; the status of a finished message is kept for "
+            f"{self.messaging.status_seconds} s"
+        )
+
+    async def statuses(self, agent: str, message_ids: Iterable[str]) -> dict[str, MessageStatus | None]:
+        """Where several messages to ``agent`` stand, in one round trip; None for those Redis does not know (any more).
+
+        Raises BusUnavailable.
+        """
+        return (await self._statuses({agent: message_ids}))[agent]
+
+    async def _statuses(self, wanted: Mapping[str, Iterable[str]]) -> dict[str, dict[str, MessageStatus | None]]:
+        asked = [(agent, ids) for agent, message_ids in wanted.items() for ids in _batches(message_ids, BATCH_STATUSES)]
+        found: dict[str, dict[str, MessageStatus | None]] = {agent: {} for agent in wanted}
+        commands = [library().call("status", self._of(agent).gate, *ids) for agent, ids in asked]
+        answers = await self._connections.execute(commands) if commands else []
+        for (agent, ids), answer in zip(asked, answers, strict=True):
+            found[agent].update(
+                (message_id, parse_status(message_id, *one)) for message_id, one in zip(ids, answer, strict=True)
             )
         return found
+
+    def watch(self, agent: str, message_id: str, timeout: float | None = None) -> AsyncIterator[MessageStatus]:
+        """The status of a message to ``agent``: as it is now, at each change, and at last the final one.
+
+        Redis is asked again 20 ms after a change, then less and less often up to every 500 ms, in one call for all
+        watches of the process; so a state that does not last that long may be left out, the final one never is.
+        An outage of Redis is waited for.
+
+        Raises LookupError for a message Redis does not know (any more), TimeoutError when it is not final after
+        ``timeout`` seconds, and BusUnavailable when Redis cannot be asked even once.
+        """
+        self._of(agent)
+        return self._watches.watch(agent, message_id, timeout)
 
     async def queue(self, agent: str) -> QueueStats:
         """Figures of one queue; all zero for an agent nobody ever wrote to. Raises BusUnavailable."""
@@ -188,6 +226,14 @@ class Bus:
 
     async def aclose(self) -> None:
         """Close every connection. Consumers are closed by their own ``aclose``, before."""
+        await self._watches.aclose()
         await self._replies.aclose()
         await self._sender.aclose()
         await self._connections.aclose()
+
+
+def _batches(items: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Each of ``items`` once, in lists of at most ``size``."""
+    distinct = iter(dict.fromkeys(items))
+    while batch := list(itertools.islice(distinct, size)):
+        yield batch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import StrEnum
 
 from agenthive.protocol import AgentMessage, MessageDeliveryStatus, MessageError, MessagePriority
 
@@ -31,6 +32,19 @@ class Delivery:
     """Its owner has said how the handling ended."""
 
 
+class PendingState(StrEnum):
+    """What a message that is pending is doing."""
+
+    WAITING = "waiting"
+    """It may be claimed at any time."""
+    DELAYED = "delayed"
+    """Its ``not_before`` has not come."""
+    IN_FLIGHT = "in_flight"
+    """A consumer has it."""
+    RETRYING = "retrying"
+    """An attempt failed, and the time of the next one has not come."""
+
+
 @dataclass(frozen=True, slots=True)
 class MessageStatus:
     """Where a message stands; ``None`` for what is not known (yet)."""
@@ -38,10 +52,21 @@ class MessageStatus:
     message_id: str
     status: MessageDeliveryStatus
     attempts: int
+    """Attempts so far; one that runs counts."""
     error: str | None = None
     accepted_at: datetime | None = None
     claimed_at: datetime | None = None
+    """When the last attempt began."""
     finished_at: datetime | None = None
+    detail: PendingState | None = None
+    """What it is doing while it is pending; None once it is final."""
+    due_at: datetime | None = None
+    """When the delay (``delayed``), or the pause before the next attempt (``retrying``), ends."""
+
+    @property
+    def final(self) -> bool:
+        """Whether it is delivered, failed or expired. Only a redrive makes such a message pending again."""
+        return self.status is not MessageDeliveryStatus.PENDING
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +115,17 @@ def _moment_or_none(milliseconds: int) -> datetime | None:
     return _moment(milliseconds) if milliseconds > 0 else None
 
 
-def parse_status(message_id: str, place: bytes, final: bytes, tries: int, claimed: int) -> MessageStatus | None:
+_PENDING = {
+    b"w": PendingState.WAITING,
+    b"d": PendingState.DELAYED,
+    b"i": PendingState.IN_FLIGHT,
+    b"r": PendingState.RETRYING,
+}
+
+
+def parse_status(
+    message_id: str, place: bytes, final: bytes, tries: int, how: bytes, claimed: int, due: int
+) -> MessageStatus | None:
     """What the function ``status`` returned; None: Redis does not know the message (any more)."""
     if place:
         accepted = int(place.rpartition(b" ")[2])
@@ -100,6 +135,8 @@ def parse_status(message_id: str, place: bytes, final: bytes, tries: int, claime
             tries + (claimed >= 0),
             accepted_at=_moment(accepted),
             claimed_at=_moment_or_none(claimed),
+            detail=_PENDING[how],
+            due_at=_moment_or_none(due),
         )
     if not final:
         return None

@@ -42,24 +42,45 @@ local function stats(keys)
   return result
 end
 
--- status: ARGV: message id. Returns { place or "", final status or "", attempts that ended, when it was claimed or
--- -1 }; place is "<lane> <entry> <accepted>" of a message that is not finished.
-local function status(keys, argv)
-  local P = prefix_of(keys)
-  local place = redis.call('HGET', P .. 'ids', argv[1])
-  if not place then
-    return { '', finals_of(P, { argv[1] })[1] or '', 0, -1 }
-  end
-  local lane, entry = string.match(place, '^(%d) (%S+)')
-  local tries = tonumber(redis.call('HGET', P .. 'tries', lane .. ' ' .. entry) or 0)
-  local claimed = -1
+-- Where a message that is not finished is, from its place in `ids`: { how it waits, when it was claimed, when its delay
+-- ends } with -1 for a time there is none of. How: w it waits to be claimed, d not_before has not come, i a consumer has
+-- it, r the time of its next attempt has not come.
+local function whereabouts(P, id, lane, entry, now)
+  local how, member = 'd', 'h' .. id
   if entry ~= '-' then
     local pending = redis.pcall('XPENDING', P .. 'q:' .. lane, GROUP, entry, entry, 1)
-    if not pending.err and pending[1] and pending[1][2] ~= NOBODY then
-      claimed = now_ms() - pending[1][3]
+    if pending.err or not pending[1] then
+      return 'w', -1, -1
+    elseif pending[1][2] ~= NOBODY then
+      return 'i', now - pending[1][3], -1
+    end
+    how, member = 'r', 'r' .. lane .. ' ' .. entry
+  end
+  local due = tonumber(redis.call('ZSCORE', P .. 'delayed', member) or 0)
+  if due <= now then -- whoever claims next makes it ready
+    return 'w', -1, -1
+  end
+  return how, -1, due
+end
+
+-- status: ARGV: message ids. Returns for each { place or "", final status or "", attempts that ended, how it waits (""
+-- if it does not), when it was claimed or -1, when its delay ends or -1 }; place is "<lane> <entry> <accepted>" of a
+-- message that is not finished.
+local function status(keys, argv)
+  local P, now = prefix_of(keys), now_ms()
+  local found, places = {}, redis.call('HMGET', P .. 'ids', unpack(argv))
+  local finals = finals_of(P, argv)
+  for i, id in ipairs(argv) do
+    local place = places[i]
+    if place then
+      local lane, entry = string.match(place, '^(%d) (%S+)')
+      local tries = tonumber(redis.call('HGET', P .. 'tries', lane .. ' ' .. entry) or 0)
+      found[i] = { place, '', tries, whereabouts(P, id, lane, entry, now) }
+    else
+      found[i] = { '', finals[i] or '', 0, '', -1, -1 }
     end
   end
-  return { place, '', tries, claimed }
+  return found
 end
 
 -- replies: ARGV: ids of requests. Returns the reply of each that has one, else "". It stays a few seconds
