@@ -15,11 +15,12 @@ from agenthive.cli.options import Chosen, connection_options
 COMMANDS = {
     "ask": "agenthive.cli.messages:ask",
     "db": "agenthive.cli.db:db",
-    "dlq": "agenthive.cli.queues:dlq",
+    "dlq": "agenthive.cli.letters:dlq",
     "run": "agenthive.cli.run:run",
     "send": "agenthive.cli.messages:send",
     "status": "agenthive.cli.queues:status",
     "version": "agenthive.cli.version:version",
+    "watch": "agenthive.cli.queues:watch",
 }
 #: Other distributions, and the operator of this one, add commands here.
 ENTRY_POINTS = "agenthive.commands"

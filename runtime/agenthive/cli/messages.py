@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,8 +25,6 @@ F = TypeVar("F", bound="Callable[..., Any]")
 
 PRIORITIES = ("low", "medium", "high", "critical")
 SENDER = "cli"
-#: How often ``--wait`` looks, seconds: soon at first, then less and less.
-FIRST_LOOK, LONGEST_LOOK = 0.01, 0.5
 
 
 class Body(click.ParamType[dict[str, Any]]):
@@ -157,14 +153,12 @@ async def _send(chosen: Chosen, wait: bool, timeout: float, options: dict[str, A
 
 async def _final(bus: Bus, agent: str, message_id: str, timeout: float) -> MessageStatus:
     """The status once it is final, or whatever it is when the time is up."""
-    deadline, delay = time.monotonic() + timeout, FIRST_LOOK
-    while True:
-        status = await bus.status(agent, message_id)
-        left = deadline - time.monotonic()
-        if status.status != "pending" or left <= 0:
-            return status
-        await asyncio.sleep(min(delay, left))
-        delay = min(delay * 1.5, LONGEST_LOOK)
+    try:
+        async for status in bus.watch(agent, message_id, timeout):
+            last = status
+    except TimeoutError:
+        last = await bus.status(agent, message_id)
+    return last
 
 
 async def _ask(chosen: Chosen, timeout: float, options: dict[str, Any]) -> None:

@@ -10,9 +10,9 @@ import click
 import orjson
 
 
-def print_json(value: Any) -> None:
-    """One JSON document, indented."""
-    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z))
+def print_json(value: Any, *, indent: bool = True) -> None:
+    """One JSON document; one of a sequence goes on one line."""
+    click.echo(orjson.dumps(value, option=(orjson.OPT_INDENT_2 if indent else 0) | orjson.OPT_UTC_Z))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, empty: str) -> None:

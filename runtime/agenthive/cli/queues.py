@@ -1,8 +1,8 @@
-"""``agenthive status`` and ``agenthive dlq``: what waits, what runs, what was given up."""
+"""``agenthive status`` and ``agenthive watch``: what waits, what runs, what became of it."""
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,7 +11,7 @@ from agenthive.cli.options import Chosen, bus_of, connection_options, run_async,
 from agenthive.cli.output import ago, first_line, print_json, print_table
 
 if TYPE_CHECKING:
-    from agenthive.bus import DeadLetter, MessageStatus, QueueStats
+    from agenthive.bus import MessageStatus, QueueStats
 
 
 @click.command()
@@ -23,19 +23,14 @@ def status(chosen: Chosen, agent: str | None, message_id: str | None) -> None:
     run_async(_message(chosen, agent, message_id) if agent and message_id else _queues(chosen, agent))
 
 
-@click.group()
-def dlq() -> None:
-    """Dead letters: messages that were given up."""
-
-
-@dlq.command("list")
+@click.command()
 @click.argument("agent")
-@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most this many.")
-@click.option("--after", metavar="ID", help="Go on after the dead letter of this ID.")
+@click.argument("message_id")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds. Default: until it is final.")
 @connection_options
-def list_dead_letters(chosen: Chosen, agent: str, limit: int, after: str | None) -> None:
-    """List AGENT's dead letters with the reason each died of."""
-    run_async(_dead_letters(chosen, agent, limit, after))
+def watch(chosen: Chosen, agent: str, message_id: str, timeout: float | None) -> None:
+    """Follow a message to AGENT, a line for each change, until it is final; exit code 1 if it failed or expired."""
+    run_async(_watch(chosen, agent, message_id, timeout))
 
 
 async def _queues(chosen: Chosen, agent: str | None) -> None:
@@ -83,11 +78,13 @@ def status_document(agent: str, found: MessageStatus) -> dict[str, Any]:
         "agent": agent,
         "message_id": found.message_id,
         "status": found.status,
+        "detail": found.detail,
         "attempts": found.attempts,
         "error": found.error,
         "accepted_at": found.accepted_at,
         "claimed_at": found.claimed_at,
         "finished_at": found.finished_at,
+        "due_at": found.due_at,
     }
 
 
@@ -99,10 +96,10 @@ def print_status(agent: str, found: MessageStatus) -> None:
             (
                 agent,
                 found.message_id,
-                found.status,
+                _state(found),
                 found.attempts,
-                _moment(found.accepted_at),
-                _moment(found.finished_at),
+                local_time(found.accepted_at),
+                local_time(found.finished_at),
                 first_line(found.error),
             )
         ],
@@ -110,45 +107,33 @@ def print_status(agent: str, found: MessageStatus) -> None:
     )
 
 
-async def _dead_letters(chosen: Chosen, agent: str, limit: int, after: str | None) -> None:
+async def _watch(chosen: Chosen, agent: str, message_id: str, timeout: float | None) -> None:
     async with bus_of(await settings_of(chosen)) as bus:
-        letters = await bus.dead_letters(agent, limit=limit, after=after)
-    if chosen.json:
-        print_json([dead_letter_document(letter) for letter in letters])
-        return
-    print_table(
-        ("ID", "MESSAGE", "TYPE", "REASON", "ATTEMPTS#", "DIED", "ERROR"),
-        [
-            (
-                letter.id,
-                letter.message and letter.message.message_id,
-                letter.message and letter.message.message_type,
-                letter.reason,
-                letter.attempts,
-                _moment(letter.died_at),
-                first_line(letter.error),
-            )
-            for letter in letters
-        ],
-        empty=f"{agent} has no dead letters",
-    )
+        async for found in bus.watch(agent, message_id, timeout):
+            if chosen.json:
+                print_json(status_document(agent, found), indent=False)
+            else:
+                click.echo(f"{local_time(datetime.now(UTC))}  {_change(found)}")
+    if found.status != "delivered":
+        raise click.exceptions.Exit(1)
 
 
-def dead_letter_document(letter: DeadLetter) -> dict[str, Any]:
-    """A dead letter as JSON; ``raw`` is there where it is no message."""
-    document = {
-        "id": letter.id,
-        "reason": letter.reason,
-        "error": letter.error,
-        "attempts": letter.attempts,
-        "died_at": letter.died_at,
-        "message": letter.message and letter.message.model_dump(mode="json", exclude_none=True),
-    }
-    if letter.message is None:
-        document["raw"] = letter.raw.decode(errors="replace")
-    return document
+def _change(found: MessageStatus) -> str:
+    """A status as one line for people."""
+    parts = [_state(found)]
+    if found.attempts:
+        parts.append(f"attempt {found.attempts}")
+    if found.due_at is not None:
+        parts.append(f"due {local_time(found.due_at)}")
+    if found.error is not None:
+        parts.append(first_line(found.error) or "")
+    return "  ".join(parts)
 
 
-def _moment(moment: datetime | None) -> str | None:
+def _state(found: MessageStatus) -> str:
+    return f"{found.status} ({found.detail.replace('_', ' ')})" if found.detail else found.status
+
+
+def local_time(moment: datetime | None) -> str | None:
     """Local time to the second."""
     return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}" if moment else None

@@ -20,6 +20,7 @@ import pytest
 
 from agenthive import Agent
 from agenthive.bus import Bus
+from agenthive.cli import main
 from agenthive.protocol import AgentMessage
 from agenthive.runner import Runner
 from agenthive.settings import Settings
@@ -209,3 +210,23 @@ def process(tmp_path: Path, redis_url: str, unique: str) -> Iterator[Start]:
     yield make
     for process in made:
         process.kill()
+
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, redis_url: str, unique: str) -> Cli:
+    """Runs the command line in this process: (exit code, stdout, stderr)."""
+    monkeypatch.setenv("AGENTHIVE_REDIS_URL", redis_url)
+    monkeypatch.setenv("AGENTHIVE_HIVE", unique)
+    monkeypatch.setattr(sys, "argv", ["agenthive"])
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        printed = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, printed.out, printed.err
+
+    return run

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 import agenthive.cli
-from agenthive.cli import main
 from agenthive.cli import options as cli_options
 from agenthive.settings import Settings
 
@@ -32,23 +31,6 @@ async def bad(message):
 """
 
 Cli = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, redis_url: str, unique: str) -> Cli:
-    """Runs the command line in this process: (exit code, stdout, stderr)."""
-    monkeypatch.setenv("AGENTHIVE_REDIS_URL", redis_url)
-    monkeypatch.setenv("AGENTHIVE_HIVE", unique)
-    monkeypatch.setattr(sys, "argv", ["agenthive"])
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main(list(arguments))
-        printed = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, printed.out, printed.err
-
-    return run
 
 
 @pytest.fixture
@@ -101,6 +83,29 @@ def test_send_wait_and_status(cli: Cli) -> None:
     assert code == 1
     assert "failed" in out
     assert "no [bold]way[/bold]" in out
+
+
+@pytest.mark.usefixtures("worker")
+def test_watch_prints_each_change_and_exits_with_the_outcome(cli: Cli) -> None:
+    cli("send", "worker", "echo", "--id", "good", "--delay", "0.5")
+    code, out, err = cli("watch", "worker", "good", "--timeout", "20")
+    first, *_, last = out.splitlines()
+    assert (code, err) == (0, "")
+    assert "pending (delayed)  due 20" in first
+    assert last.endswith("delivered  attempt 1")
+    cli("send", "worker", "bad", "--id", "bad")
+    code, out, _ = cli("watch", "worker", "bad", "-o", "json")
+    changes = [json.loads(line) for line in out.splitlines()]
+    assert (code, changes[-1]["status"], changes[-1]["detail"]) == (1, "failed", None)
+
+
+def test_watch_gives_up_in_time(cli: Cli) -> None:
+    cli("send", "nobody", "echo", "--id", "m")
+    code, out, err = cli("watch", "nobody", "m", "--timeout", "0.1")
+    assert (code, out.count("\n")) == (1, 1)
+    assert err == "agenthive: message m to nobody is not final after 0.1 s: it is waiting after 0 attempts\n"
+    assert cli("status", "nobody", "m")[1].splitlines()[1].split()[2:4] == ["pending", "(waiting)"]
+    assert "nobody has no message x" in cli("watch", "nobody", "x")[2]
 
 
 def test_send_without_wait_does_not_need_the_agent(cli: Cli) -> None:
