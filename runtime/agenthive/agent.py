@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar, overload
 
+from agenthive import bodies
+
 #: What an agent's name must look like: a DNS label, as the Agent resource that runs it has.
 NAME_PATTERN = re.compile(r"[a-z0-9]([-a-z0-9]{0,45}[a-z0-9])?")
 
-#: A handler takes (message, ctx) or (message), a hook takes (ctx) or nothing.
+#: A handler takes (message, ctx) or (message), or a body instead of the message; a hook takes (ctx) or nothing.
 AnyFunction = Callable[..., Any]
 F = TypeVar("F", bound=AnyFunction)
 
@@ -56,6 +59,10 @@ class Handler:
     takes_context: bool
     #: Seconds one handling may take; None takes the hive's ``handlerTimeoutSeconds``.
     timeout: float | None
+    #: The type it takes its message's body as; None: it takes the message.
+    body_type: Any = None
+    #: Makes such a body of JSON.
+    read_body: bodies.Reader | None = None
 
     @property
     def where(self) -> str:
@@ -134,8 +141,12 @@ class Agent:
         """Register the decorated function as the handler of ``message_types``.
 
         The function takes ``(message, ctx)`` or ``(message)``. An ``async def`` runs as a task of the event loop and
-        must not block it; a ``def`` runs in a thread. What it returns (anything JSON can hold) answers the sender,
-        if one waits.
+        must not block it; a ``def`` runs in a thread. What it returns (anything JSON can hold, or a pydantic model)
+        answers the sender, if one waits.
+
+        With a pydantic model (or a dataclass, a TypedDict, a dict) as the annotation of its first parameter it gets the
+        message's body as that, and the message as ``ctx.message``. A body that does not fit goes to the dead letters at
+        once, with each field that is wrong; whoever asked gets the same text.
 
         Args:
             message_types: one or more values of ``message_type``.
@@ -145,7 +156,8 @@ class Agent:
 
         Raises:
             ValueError: no type, an empty type, a type registered before, or a timeout that is not positive.
-            TypeError: what is decorated cannot be called with a message.
+            TypeError: what is decorated cannot be called with a message, or the annotation of its first parameter
+                cannot be resolved or be a body.
         """
         if not message_types or not all(isinstance(name, str) and name for name in message_types):
             raise ValueError(f"{self.name}: on(…) needs the message types it handles, as in @agent.on('summarize')")
@@ -154,13 +166,16 @@ class Agent:
 
         def register(function: F) -> F:
             takes_context = _parameters(function, "a handler", ("message", "ctx"), least=1) == 2
+            # Names of the function this stands in: where text annotations of what is defined there are resolved.
+            body_type = bodies.body_type(function, describe(function), sys._getframe(1).f_locals)
+            read_body = None if body_type is None else bodies.reader(body_type)
             for message_type in message_types:
                 known = self._handlers.get(message_type)
                 if known is not None:
                     raise ValueError(f"{self.name}: {message_type!r} is handled by {known.where} already")
             for message_type in message_types:
                 self._handlers[message_type] = Handler(
-                    message_type, function, _is_async(function), takes_context, timeout
+                    message_type, function, _is_async(function), takes_context, timeout, body_type, read_body
                 )
             return function
 

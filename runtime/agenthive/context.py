@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from agenthive.protocol import AgentMessage, DeliveryOptions, MessagePriority
+from agenthive.protocol import AgentMessage, Body, DeliveryOptions, MessagePriority
 
 if TYPE_CHECKING:
     from agenthive.bus import Bus
@@ -107,7 +108,7 @@ class AgentContext:
         self,
         to: str,
         message_type: str,
-        body: Mapping[str, Any] | None = None,
+        body: Body | None = None,
         *,
         priority: MessagePriority | int = MessagePriority.MEDIUM,
         ttl: float | None = None,
@@ -120,7 +121,8 @@ class AgentContext:
         Args:
             to: name of the receiving agent; it need not run yet.
             message_type: which of its handlers is meant.
-            body: anything JSON can hold, at most 1 MiB.
+            body: a JSON object of at most 1 MiB, or a pydantic model or dataclass that becomes one. Enums, dates and
+                UUIDs in it become their values and texts.
             priority: LOW 1, MEDIUM 2 (default), HIGH 3, CRITICAL 4.
             ttl: seconds until the message expires unhandled; None takes the hive's ``messaging.ttlSeconds``.
             delay: seconds before it may be handled; its ttl counts from then.
@@ -137,35 +139,72 @@ class AgentContext:
         )
         return await self._resources.bus.send(message)
 
+    @overload
     async def ask(
         self,
         to: str,
         message_type: str,
-        body: Mapping[str, Any] | None = None,
+        body: Body | None = None,
         *,
         timeout: float = ASK_SECONDS,
         priority: MessagePriority | int = MessagePriority.MEDIUM,
+        into: type[T],
+        **options: Any,
+    ) -> T: ...
+    @overload
+    async def ask(
+        self,
+        to: str,
+        message_type: str,
+        body: Body | None = None,
+        *,
+        timeout: float = ASK_SECONDS,
+        priority: MessagePriority | int = MessagePriority.MEDIUM,
+        into: Any = None,
+        **options: Any,
+    ) -> Any: ...
+    async def ask(
+        self,
+        to: str,
+        message_type: str,
+        body: Body | None = None,
+        *,
+        timeout: float = ASK_SECONDS,
+        priority: MessagePriority | int = MessagePriority.MEDIUM,
+        into: Any = None,
         **options: Any,
     ) -> Any:
         """Send a message and return what its handler returned.
 
         Args:
             timeout: seconds to wait; the message expires with it.
+            into: a pydantic model, or any type pydantic can read: what the result is to become. None: plain JSON data.
             to: as in ``send``, as are the others.
 
         Raises:
             agenthive.bus.RequestTimeout: no reply in time; says what became of the message.
-            agenthive.bus.RequestFailed: the message was given up; carries the handler's error.
+            agenthive.bus.RequestFailed: the message was given up, or its result does not fit ``into``; carries the
+                error.
+            TypeError: ``into`` is nothing that pydantic can read.
             Exception: as in ``send``.
         """
         reply = await self.request(to, message_type, body, timeout=timeout, priority=priority, **options)
-        return reply.body.get("result")
+        result = reply.body.get("result")
+        if into is None:
+            return result
+        from agenthive.bodies import read  # noqa: PLC0415 - of use to few
+        from agenthive.bus import RequestFailed  # noqa: PLC0415 - loaded by now
+
+        try:
+            return read(result, into, f"the reply of {to} to {message_type}")
+        except ValueError as error:
+            raise RequestFailed(str(error)) from error
 
     async def request(
         self,
         to: str,
         message_type: str,
-        body: Mapping[str, Any] | None = None,
+        body: Body | None = None,
         *,
         timeout: float = ASK_SECONDS,
         priority: MessagePriority | int = MessagePriority.MEDIUM,
@@ -179,26 +218,41 @@ class AgentContext:
         self,
         to: str,
         message_type: str,
-        bodies: Iterable[Mapping[str, Any]],
+        bodies: Iterable[Body],
         *,
         timeout: float = ASK_SECONDS,
+        limit: int | None = None,
         return_exceptions: bool = False,
         **options: Any,
     ) -> list[Any]:
         """``ask`` once for each of ``bodies``, all at the same time; results in the same order.
 
         Args:
+            timeout: seconds each one may take, from when it is sent.
+            limit: most requests under way at a time; None means all of them.
             return_exceptions: put an error in its place in the list; otherwise the first one is raised and the
-                others are no longer waited for.
+                others are no longer waited for. Their messages expire with their timeout.
+            options: as in ``ask``.
+
+        Raises:
+            ValueError: ``limit`` is less than 1.
+            Exception: as in ``ask``.
         """
-        asking = [
-            asyncio.ensure_future(self.ask(to, message_type, body, timeout=timeout, **options)) for body in bodies
-        ]
+        if limit is not None and limit < 1:
+            raise ValueError(f"gather(limit={limit!r}): at least one request must be allowed, or None for no limit")
+        turns = contextlib.nullcontext() if limit is None else asyncio.Semaphore(limit)
+
+        async def ask(body: Body) -> Any:
+            async with turns:
+                return await self.ask(to, message_type, body, timeout=timeout, **options)
+
+        asking = [asyncio.ensure_future(ask(body)) for body in bodies]
         try:
             return await asyncio.gather(*asking, return_exceptions=return_exceptions)
         finally:
             for task in asking:
                 task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """For a ``def`` handler, which cannot await: ``ctx.run(ctx.send(…))`` runs it on the event loop and waits.
@@ -217,7 +271,7 @@ class AgentContext:
         self,
         to: str,
         message_type: str,
-        body: Mapping[str, Any] | None = None,
+        body: Body | None = None,
         *,
         priority: MessagePriority | int = MessagePriority.MEDIUM,
         ttl: float | None = None,
@@ -231,7 +285,7 @@ class AgentContext:
             "from_agent": resources.agent,
             "to_agent": to,
             "message_type": message_type,
-            "body": {} if body is None else dict(body),
+            "body": {} if body is None else body,
             "priority": priority,
             "ttl": resources.settings.messaging.ttl_seconds if ttl is None else ttl,
             **self._origin(),

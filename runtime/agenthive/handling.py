@@ -9,8 +9,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from agenthive import telemetry
 from agenthive.agent import Agent, Handler, Reject, Retry, describe
+from agenthive.bodies import name_of
+from agenthive.protocol import describe as describe_unfit
 from agenthive.telemetry import UNKNOWN_TYPE, Telemetry, TypeFigures
 
 if TYPE_CHECKING:
@@ -156,7 +160,7 @@ def bind(agent: Agent, figures: Telemetry, default_timeout: float | None) -> dic
 
     def one(handler: Handler) -> BoundHandler:
         return BoundHandler(
-            function=handler.function,
+            function=handler.function if handler.read_body is None else _given_body(handler),
             where=handler.where,
             is_async=handler.is_async,
             takes_context=handler.takes_context,
@@ -165,6 +169,26 @@ def bind(agent: Agent, figures: Telemetry, default_timeout: float | None) -> dic
         )
 
     return {message_type: one(handler) for message_type, handler in agent.handlers.items()}
+
+
+def _given_body(handler: Handler) -> Callable[..., Any]:
+    """A function that takes a message, as the worker gives it, and calls the handler with the message's body."""
+    function, read, wanted = handler.function, handler.read_body, name_of(handler.body_type)
+    assert read is not None
+
+    def body_of(message: AgentMessage) -> Any:
+        try:
+            return read(message.body)
+        except ValidationError as error:
+            raise Reject(f"the body is no {wanted}: {describe_unfit(error)}") from error
+
+    async def call_async(message: AgentMessage, *ctx: Context) -> Any:
+        return await function(body_of(message), *ctx)
+
+    def call(message: AgentMessage, *ctx: Context) -> Any:
+        return function(body_of(message), *ctx)
+
+    return call_async if handler.is_async else call
 
 
 def unknown_type(agent: Agent, name: str, figures: Telemetry) -> BoundHandler:

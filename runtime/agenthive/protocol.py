@@ -12,9 +12,12 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from enum import IntEnum, StrEnum
-from typing import Annotated, Any
+from dataclasses import is_dataclass
+from datetime import UTC, date, datetime
+from datetime import time as time_of_day
+from enum import Enum, IntEnum, StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, Union
+from uuid import UUID
 
 import orjson
 from pydantic import (
@@ -28,7 +31,10 @@ from pydantic import (
     field_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, core_schema, to_jsonable_python
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 PROTOCOL_VERSION = 1
 DEFAULT_TTL_SECONDS = 3600.0
@@ -42,6 +48,9 @@ MAX_NAME_LENGTH = 253
 MAX_ID_LENGTH = 128
 REPLY_TYPE = "reply"
 SCHEMA_ID = "https://agenthive.dev/schemas/message.schema.json"
+
+#: What ``body`` may be given as: a JSON object, or a model or dataclass that becomes one.
+Body: TypeAlias = Union[Mapping[str, Any], BaseModel, "DataclassInstance"]
 
 _INT64_MIN, _UINT64_MAX = -(2**63), 2**64 - 1
 
@@ -101,19 +110,50 @@ def _check_json(value: Any, path: str, depth: int) -> Any:
     if depth >= MAX_BODY_DEPTH:
         raise ValueError(f"body nests deeper than {MAX_BODY_DEPTH} levels")
     if isinstance(value, Mapping):
+        plain = True
         for key in value:
-            if not isinstance(key, str):
-                raise ValueError(f"{path} has the key {key!r}, but the keys of a JSON object are strings")
+            if type(key) is not str:
+                if not isinstance(key, str):
+                    raise ValueError(f"{path} has the key {key!r}, but the keys of a JSON object are strings")
+                plain = False
+        if not plain:  # enums, for example
+            value = {str.__str__(key): item for key, item in value.items()}
         return {key: _check_json(item, f"{path}.{key}", depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_check_json(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value)]
-    raise ValueError(f"{path} is a {kind.__name__}, which is not JSON; convert it to a string, number, list or object")
+    return _check_json(_jsonable(value, path), path, depth)
+
+
+def _jsonable(value: Any, path: str) -> Any:
+    """The JSON of what is none and has only one obvious form in it; ValueError for anything else."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, str):
+        return str.__str__(value)  # of a subclass, whatever its own __str__ says
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    if isinstance(value, datetime | date | time_of_day):
+        return value.isoformat()
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", by_alias=True)
+    if is_dataclass(value) and not isinstance(value, type):
+        return to_jsonable_python(value, by_alias=True)
+    raise ValueError(
+        f"{path} is a {type(value).__name__}, which is not JSON; convert it to a string, number, list or object"
+    )
 
 
 def _own_body(value: Any) -> dict[str, Any]:
     """A copy of a body given in Python: what the caller changes later changes no message."""
     if not isinstance(value, Mapping):
-        raise ValueError(f"body must be a JSON object (a dict), not {type(value).__name__}")
+        kind = type(value).__name__
+        value = _jsonable(value, "body") if isinstance(value, BaseModel) or is_dataclass(value) else None
+        if not isinstance(value, dict):
+            raise ValueError(f"body must be a JSON object (a dict or a model), not {kind}")
     body: dict[str, Any] = _check_json(value, "body", 0)
     try:
         size = len(orjson.dumps(body))
@@ -271,7 +311,7 @@ class AgentMessage(BaseModel):
         assert isinstance(message, cls)
         return message
 
-    def reply(self, result: Mapping[str, Any] | None) -> AgentMessage:
+    def reply(self, result: Any) -> AgentMessage:
         """The reply to this request: type ``reply``, body ``{"result": result}``, correlation_id this message's id."""
         return AgentMessage(
             from_agent=self.to_agent,

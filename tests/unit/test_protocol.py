@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import uuid
-from datetime import UTC, datetime, timedelta, timezone
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 from agenthive import protocol
 from agenthive.protocol import (
@@ -124,6 +126,31 @@ class Colour:
     pass
 
 
+class Size(Enum):
+    SMALL = "s"
+    LARGE = (1, 2)
+
+
+class Shout(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "LOUD"
+
+
+@dataclass
+class Point:
+    x: int
+    day: date
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
+    at: float
+    size: Size = Field(Size.SMALL, serialization_alias="bigness")
+
+
 def nested(levels: int) -> dict[str, Any]:
     body: dict[str, Any] = {}
     for _ in range(levels):
@@ -153,11 +180,15 @@ def nested(levels: int) -> dict[str, Any]:
         ({"body": {"x": Colour()}}, r"body\.x is a Colour"),
         ({"body": {"x": [1, {2}]}}, r"body\.x\[1\] is a set"),
         ({"body": {"x": b"raw"}}, r"body\.x is a bytes"),
-        ({"body": {"x": datetime.now(UTC)}}, r"body\.x is a datetime"),
-        ({"body": {"x": uuid.uuid4()}}, r"body\.x is a UUID"),
+        ({"body": {"x": MessagePriority}}, r"body\.x is a EnumType"),
+        ({"body": Colour()}, "must be a JSON object .a dict or a model., not Colour"),
+        ({"body": Point}, "body is a type"),
+        ({"body": RootModel[list[int]]([1])}, "must be a JSON object"),
+        ({"body": {"x": Model(at=float("inf"))}}, r"body\.x\.at is inf"),
         ({"body": {"x": Decimal(1)}}, r"body\.x is a Decimal"),
         ({"body": {"x": float("nan")}}, r"body\.x is nan"),
         ({"body": {"x": 2**64}}, "more than 64 bits"),
+        ({"body": {MessageDeliveryStatus.FAILED: 1, 2: "x"}}, "keys of a JSON object are strings"),
         ({"body": {1: "x"}}, "keys of a JSON object are strings"),
         ({"body": {"x": "\ud800"}}, "cannot be written as JSON"),
         ({"body": {"x": "y" * protocol.MAX_BODY_BYTES}}, "the limit is 1048576"),
@@ -215,6 +246,39 @@ def test_a_message_keeps_a_body_of_its_own() -> None:
     message = make(body=body)
     body["list"].append(4)
     assert message.body == {"list": [1, [2, 3]]}
+
+
+MOMENT = datetime(2026, 1, 2, 3, tzinfo=UTC)
+NUMBER = uuid.UUID(int=7)
+
+
+@pytest.mark.parametrize(
+    ("value", "becomes"),
+    [
+        (MessagePriority.HIGH, 3),
+        (MessageDeliveryStatus.FAILED, "failed"),
+        (Size.LARGE, [1, 2]),
+        (Shout("quiet"), "quiet"),
+        (MOMENT, "2026-01-02T03:00:00+00:00"),
+        (MOMENT.date(), "2026-01-02"),
+        (MOMENT.time(), "03:00:00"),
+        (NUMBER, "00000000-0000-0000-0000-000000000007"),
+        (Point(1, MOMENT.date()), {"x": 1, "day": "2026-01-02"}),
+        (Model(at=2.5), {"at": 2.5, "bigness": "s"}),
+        ([Model(at=1, size=Size.LARGE)], [{"at": 1.0, "bigness": [1, 2]}]),
+    ],
+)
+def test_values_with_one_obvious_form_in_json_take_it(value: object, becomes: object) -> None:
+    message = make(body={"x": value})
+    assert message.body == {"x": becomes}
+    assert AgentMessage.from_json(message.to_json()) == message
+    assert type(make(body={"x": Shout("a")}).body["x"]) is str
+    assert make(body={MessageDeliveryStatus.FAILED: 1}).to_json().count(b'"failed":1') == 1
+
+
+def test_a_model_or_a_dataclass_is_a_body() -> None:
+    assert make(body=Model(at=1)).body == {"at": 1.0, "bigness": "s"}
+    assert make(body=Point(1, MOMENT.date())).body == {"x": 1, "day": "2026-01-02"}
 
 
 def test_a_message_is_immutable() -> None:
