@@ -261,7 +261,8 @@ class AgentMessage(BaseModel):
         default_factory=new_message_id,
         min_length=1,
         max_length=MAX_ID_LENGTH,
-        description="Unique id; a UUIDv7 by default. Sending one id twice delivers one message.",
+        pattern=r"^[^\x00-\x1f\x7f]+$",
+        description="Unique id, no control characters; a UUIDv7 by default. Sending one id twice delivers one message.",
     )
     from_agent: Name = Field(description="Name of the sender.")
     to_agent: Name = Field(description="Name of the agent that handles the message.")

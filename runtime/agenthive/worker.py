@@ -139,7 +139,7 @@ class Worker:
                 await self._next_change()
                 continue
             try:
-                deliveries = await self._consumer.claim(free)
+                deliveries = await self._consumer.claim(free, ahead=True)
             except ConsumerStopped:
                 return
             except BusError as error:

@@ -31,20 +31,22 @@ class Batch:
 
     def arguments(self, now: int) -> list[Argument]:
         """As lua/finish.lua reads them; ``now`` is the server's time (ms), as far as it is known here."""
-        lanes: tuple[list[Delivery], ...] = ([], [], [], [])
-        for delivery, _ in self.acknowledgements:
-            lanes[4 - delivery.lane].append(delivery)
-        deliveries = [delivery for lane in lanes for delivery in lane]
-        arguments: list[Argument] = [len(lane) for lane in lanes]
+        if self.acknowledgements:
+            self.acknowledgements.sort(key=_lane_downwards)  # the order of the answer, too
+        deliveries = [delivery for delivery, _ in self.acknowledgements]
+        lanes = [delivery.lane for delivery in deliveries]
         tried = [tries_field(delivery) for delivery in deliveries if delivery.attempt > 1]
-        arguments.append(len(tried))
+        arguments: list[Argument] = [lanes.count(4), lanes.count(3), lanes.count(2), lanes.count(1), len(tried)]
         arguments += [delivery.entry for delivery in deliveries]
         arguments += tried
         arguments += [delivery.key for delivery in deliveries]
+        claimed, attempt, head = -1, -1, b""  # most of a batch share them
         for delivery in deliveries:
+            if delivery.claimed != claimed or delivery.attempt != attempt:
+                claimed, attempt = delivery.claimed, delivery.attempt
+                head = b"d %d %d %d " % (now, claimed, attempt)
             arguments.append(delivery.key)
-            arguments.append(f"d {now} {delivery.claimed} {delivery.attempt} {accepted_ms(delivery)}")
-        self.acknowledgements.sort(key=lambda pair: -pair[0].lane)  # the order of the lists above, kept within a lane
+            arguments.append(head + delivery.accepted)
         for ending, _ in self.endings:
             arguments += ending
         return arguments
@@ -54,15 +56,18 @@ class Batch:
         _settle([done for _, done in self.acknowledgements], refused_acknowledgements)
         _settle([done for _, done in self.endings], refused_endings)
 
-    def places(self) -> Iterable[tuple[int, bytes]]:
-        """Lane and entry of each message that is completed."""
-        yield from ((delivery.lane, delivery.entry) for delivery, _ in self.acknowledgements)
+    def places(self) -> Iterable[tuple[int, list[bytes]]]:
+        """The entries of the messages that are completed, by lane."""
+        lanes: dict[int, list[bytes]] = {}
+        for delivery, _ in self.acknowledgements:
+            lanes.setdefault(delivery.lane, []).append(delivery.entry)
         for (code, *details), _ in self.endings:
             if code != "p":
                 lane, entry = details[:2]
                 assert isinstance(lane, int)
                 assert isinstance(entry, bytes)
-                yield lane, entry
+                lanes.setdefault(lane, []).append(entry)
+        return lanes.items()
 
     def fail(self, error: BusError) -> None:
         """Tell every caller that it went wrong."""
@@ -119,6 +124,13 @@ def tries_field(delivery: Delivery) -> str:
     return f"{delivery.lane} {delivery.entry.decode()}"
 
 
-def accepted_ms(delivery: Delivery) -> str:
-    """When the queue took the message: its entry's time, for all but delayed ones a matter of a millisecond."""
-    return delivery.entry.partition(b"-")[0].decode()
+def accepted_in(head: bytes) -> bytes | None:
+    """When a message was accepted (ms), where the first line of its entry says so: it was delayed since."""
+    for word in head.split(b" ")[1:]:
+        if word.startswith(b"a"):
+            return word[1:]
+    return None
+
+
+def _lane_downwards(pair: tuple[Delivery, Done]) -> int:
+    return -pair[0].lane

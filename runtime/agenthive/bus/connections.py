@@ -7,7 +7,7 @@ import contextlib
 import logging
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from agenthive.bus.breaker import Breaker
@@ -26,12 +26,14 @@ _PASSING = frozenset({"LOADING", "MASTERDOWN", "READONLY", "CLUSTERDOWN", "TRYAG
 """Errors of a server that is starting, failing over or busy: asking again later, perhaps elsewhere, helps."""
 
 
-async def run(connection: Connection, commands: Sequence[Command], timeout: float) -> list[Any]:
+async def run(
+    connection: Connection, commands: Sequence[Command], timeout: float, meanwhile: Callable[[], None] | None = None
+) -> list[Any]:
     """Execute ``commands``; load the function library and repeat those that missed it.
 
     Raises ConnectionLost for a server that cannot serve now; other errors are answers (ReplyError).
     """
-    answers = await connection.execute(commands, timeout)
+    answers = await connection.execute(commands, timeout, meanwhile)
     missing = [n for n, answer in enumerate(answers) if isinstance(answer, ReplyError) and MISSING in str(answer)]
     if missing:
         try:
@@ -64,14 +66,22 @@ class Lane:
             self._connection = await open_connection(self.endpoint)
         return self._connection
 
-    async def execute(self, commands: Sequence[Command], timeout: float | None = None) -> list[Any]:
+    async def execute(
+        self,
+        commands: Sequence[Command],
+        timeout: float | None = None,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> list[Any]:
         """One exchange, told to the breaker. ``timeout`` (seconds) defaults to the pool's socket timeout.
+
+        ``meanwhile`` is called while Redis works; not if the commands could not be sent.
 
         Raises ConnectionLost or BusUnavailable; what was asked may have been done all the same.
         """
         try:
             connection = await self.connection()
-            answers = await run(connection, commands, self.endpoint.socket_timeout if timeout is None else timeout)
+            limit = self.endpoint.socket_timeout if timeout is None else timeout
+            answers = await run(connection, commands, limit, meanwhile)
         except (ConnectionLost, BusUnavailable) as error:
             self.failed(error)
             raise

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agenthive.bus.completions import ROBBED, Argument, Batch, Completions
+from agenthive.bus.completions import ROBBED, Argument, Batch, Completions, accepted_in
 from agenthive.bus.connections import Connections
 from agenthive.bus.errors import BusUnavailable, ConsumerStopped, LeaseLost
 from agenthive.bus.keys import REPLY_MARK, AgentKeys, agents_key
@@ -28,18 +28,23 @@ log = logging.getLogger(__name__)
 BATCH_CLAIMS = 500
 """Most messages one call claims."""
 HALVED_SLOTS = 32
-"""From so many slots on they are filled in two halves by turns."""
+"""From so many slots on they are filled in two halves by turns: Redis fetches one while the other is handled."""
 MAX_ERROR_LENGTH = 2000
 CLOSE_SECONDS = 5.0
 """How long closing waits for completions that Redis has not confirmed."""
+PLAIN_HEAD = 14
+"""Length of an entry's first line without options."""
 LATER_ATTEMPTS, ACKNOWLEDGED = 1, 2
 """Kinds of groups of claimed messages, see lua/claim.lua."""
 
 
 @dataclass(slots=True, eq=False)
-class _Claim:
-    slots: int
-    done: asyncio.Future[list[Delivery]]
+class _Turn:
+    """One call of the function ``turn``."""
+
+    batch: Batch
+    wanted: int
+    pass_wake: bool
 
 
 class Consumer:
@@ -63,9 +68,17 @@ class Consumer:
         self._most_slots = 0
         self._completions = Completions()
         self._in_flight = self._completions.take()
-        self._held: set[tuple[int, bytes]] = set()
+        self._answered: tuple[_Turn, list[Any]] | None = None
+        """The last answer, as long as it is not worked off."""
+        self._held: tuple[set[bytes], ...] = (set(), set(), set(), set(), set())
+        """Entries of each lane that are ours to complete."""
         self._clock: tuple[int, float] = (0, 0.0)
-        self._claim: _Claim | None = None
+        self._claim: asyncio.Future[list[Delivery]] | None = None
+        self._room = 0
+        """Slots the last claim offered that no message has taken."""
+        self._ahead = False
+        self._ready: list[Delivery] = []
+        """Fetched ahead of the next claim."""
         self._pass_wake = False
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
@@ -96,9 +109,10 @@ class Consumer:
     async def stop(self) -> None:
         """Claim nothing more; ``claim`` raises ConsumerStopped. What is held stays held until ``aclose``."""
         self._stopping = True
-        if self._claim is not None and not self._claim.done.done():
-            self._claim.done.set_exception(ConsumerStopped(f"the consumer of {self.agent} was stopped"))
+        if self._claim is not None and not self._claim.done():
+            self._claim.set_exception(ConsumerStopped(f"the consumer of {self.agent} was stopped"))
         self._claim = None
+        self._return_ready()
         await self._parking.aclose()
         # The wake-up that this consumer may have taken belongs to another one now.
         self._pass_wake = True
@@ -122,6 +136,7 @@ class Consumer:
             await self._lease.stop()
             await self._leave()
         closed = BusUnavailable("the consumer was closed before Redis confirmed")
+        self._settle()
         self._in_flight.fail(closed)
         while batch := self._completions.take():
             batch.fail(closed)
@@ -138,8 +153,11 @@ class Consumer:
 
     # --- claiming
 
-    async def claim(self, slots: int) -> list[Delivery]:
+    async def claim(self, slots: int, *, ahead: bool = False) -> list[Delivery]:
         """At least one message and at most ``slots``; waits until there is one. One claim at a time.
+
+        With ``ahead`` the slots that this claim leaves free may be filled before the next claim asks for them, which
+        then gets those messages without a wait.
 
         Raises ConsumerStopped. A cancelled claim loses nothing: what it would have got goes back at once.
         """
@@ -147,11 +165,17 @@ class Consumer:
             raise ConsumerStopped(f"the consumer of {self.agent} is not running")
         if slots < 1:
             raise ValueError(f"slots is {slots}; claim at least one message")
-        if self._claim is not None and not self._claim.done.done():
+        if self._claim is not None and not self._claim.done():
             raise RuntimeError("another claim of this consumer is waiting; use one claim at a time")
-        claim = self._claim = _Claim(slots, asyncio.get_running_loop().create_future())
+        self._room, self._ahead = slots, ahead
+        if self._ready:
+            ready, self._ready = self._ready[:slots], self._ready[slots:]
+            self._room -= len(ready)
+            return ready
+        claim: asyncio.Future[list[Delivery]] = asyncio.get_running_loop().create_future()
+        self._claim = claim
         self._work.set()
-        return await claim.done
+        return await claim
 
     # --- completing
 
@@ -262,56 +286,97 @@ class Consumer:
         self._work.set()
 
     async def _run(self) -> None:
+        turn: _Turn | None = None
         while True:
-            # What is ready in this turn of the loop joins: results of handlers, and the next claim of whoever just got
-            # messages. That claim is under way before their handlers start: server and handlers work at the same time.
-            await asyncio.sleep(0)
-            if not self._has_work():
+            if turn is None:
+                # What is ready in this turn of the loop joins: results of handlers, and the next claim of whoever just
+                # got messages.
+                await asyncio.sleep(0)
+                turn = self._next_turn()
+            if turn is None:
                 self._work.clear()
                 self._idle.set()
                 await self._work.wait()
                 continue
             self._idle.clear()
             try:
-                await self._turn()
+                turn = await self._take(turn)
             except Exception as error:
                 log.exception("a turn of the consumer of %s failed; going on", self.agent)
                 self._in_flight.fail(BusUnavailable(f"the result could not be delivered: {error!r}"))
+                turn = None
                 await self._lane.pause()
 
-    def _has_work(self) -> bool:
-        return bool(self._completions) or self._pass_wake or self._claims()
+    def _next_turn(self) -> _Turn | None:
+        """What there is to say and to ask, if anything."""
+        if self._claim is not None and self._claim.done():  # its caller was cancelled
+            self._no_claim()
+        asking = self._claim is not None and not self._parking.parked and not self._stopping
+        return self._compose(asking) if self._completions or self._pass_wake or asking else None
 
-    def _claims(self) -> bool:
-        return self._claim is not None and not self._parking.parked and not self._stopping
+    def _compose(self, asking: bool) -> _Turn:
+        turn = _Turn(self._completions.take(), self._share(self._room) if asking else 0, self._pass_wake)
+        self._pass_wake = False
+        return turn
 
-    async def _turn(self) -> None:
-        batch = self._in_flight = self._completions.take()
-        claim = self._claim if self._claims() else None
-        if claim is not None and claim.done.done():  # its caller was cancelled
-            self._claim = claim = None
-        pass_wake, self._pass_wake = self._pass_wake, False
-        if not batch and claim is None and not pass_wake:
-            return
+    async def _take(self, turn: _Turn) -> _Turn | None:
+        """Perform ``turn``. Returns the one that follows at once, if there is room for more.
+
+        What the answer says is then worked off while Redis is busy with that one.
+        """
+        self._in_flight = turn.batch
+        answer = await self._ask(turn)
+        if answer is None:
+            return None
+        *_, groups, wait, state, now = answer
+        self._clock = (now, asyncio.get_running_loop().time())
+        self._answered = (turn, answer)
+        if self._claim is not None and self._claim.done():
+            self._no_claim()
+        got = _count(groups)
+        self._room -= got
+        if state == 0 and self._ahead and 0 < got == turn.wanted and self._room > 0 and not self._stopping:
+            return self._compose(asking=True)
+        self._settle()
+        if state == 1:
+            await self._rejoin("it lost its lease, and others have its messages")
+        elif turn.wanted and not groups and state == 0 and self._claim is not None and not self._stopping:
+            self._parking.park(None if wait < 0 else wait / 1000)
+        return None
+
+    async def _ask(self, turn: _Turn) -> list[Any] | None:
+        """The server's answer; None if there is none to go by."""
         again, name = False, self.name
         while True:
-            wanted = 0 if claim is None or self._stopping else self._share(claim.slots)
+            if self._stopping:
+                turn.wanted = 0
+            call = self._command(turn.batch, turn.wanted, again, turn.pass_wake)
             try:
-                (answer,) = await self._lane.execute([self._command(batch, wanted, again, pass_wake)])
+                (answer,) = await self._lane.execute([call], meanwhile=self._settle)
                 if not isinstance(answer, ReplyError):
-                    break
+                    return list(answer)
                 if not await self._cure(answer):
-                    batch.fail(BusUnavailable(f"Redis refused the result of the handling: {answer}"))
-                    return
+                    turn.batch.fail(BusUnavailable(f"Redis refused the result of the handling: {answer}"))
+                    return None
             except (ConnectionLost, BusUnavailable) as error:
                 log.warning("consumer of %s: %s", self.agent, error)
+                self._settle()
                 await self._reconnect()
             again = True
             if self.name != name:
-                batch.fail(LeaseLost(ROBBED))
-                self._pass_wake = pass_wake
-                return
-        await self._settle(batch, claim, wanted, answer)
+                turn.batch.fail(LeaseLost(ROBBED))
+                self._pass_wake = turn.pass_wake
+                return None
+
+    def _no_claim(self) -> None:
+        """Nobody asks: what comes without having been asked for goes back."""
+        self._claim, self._room, self._ahead = None, 0, False
+
+    def _return_ready(self) -> None:
+        for delivery in self._ready:
+            if not delivery.acknowledged:
+                self._hand_back(delivery).add_done_callback(_ignore)
+        self._ready.clear()
 
     def _share(self, slots: int) -> int:
         """How many of so many free slots one call fills: with many, half of all, so that the other half overlaps."""
@@ -361,7 +426,7 @@ class Consumer:
             if isinstance(entries, ReplyError):
                 raise entries
             for entry in entries:
-                if (lane, entry) not in self._held:
+                if entry not in self._held[lane]:
                     self._end("r", lane, entry).add_done_callback(_ignore)
             if not entries:
                 return
@@ -380,56 +445,64 @@ class Consumer:
         """Go on under a new name, in a queue made anew if it is gone. All that is held is lost with the old name."""
         log.warning("consumer %s: %s; joining anew", self.name, reason)
         self.name = _new_name(self.pod)
-        self._held.clear()
+        for entries in self._held:
+            entries.clear()
+        self._ready.clear()
         lease = int(self._messaging.lease_seconds * 1000)
         register = library().call("register", self._keys.gate, self.name, lease)
         await self._lane.execute([("SADD", self._agents_key, self.agent), register])
         self._lease.rename(self.name)
 
-    async def _settle(self, batch: Batch, claim: _Claim | None, wanted: int, answer: list[Any]) -> None:
-        refused_acknowledgements, refused_endings, groups, wait, state, now = answer
-        self._clock = (now, asyncio.get_running_loop().time())
-        batch.settle(refused_acknowledgements, refused_endings)
-        self._held.difference_update(batch.places())
-        if state == 1:
-            await self._rejoin("it lost its lease, and others have its messages")
+    def _settle(self) -> None:
+        """Work the last answer off, if that was not done yet: tell the callers, hand out the messages."""
+        if self._answered is None:
             return
-        if not wanted:
-            return
+        (turn, (refused_acknowledgements, refused_endings, groups, _, _, now)), self._answered = self._answered, None
+        for lane, entries in turn.batch.places():
+            self._held[lane].difference_update(entries)
+        turn.batch.settle(refused_acknowledgements, refused_endings)
         deliveries: list[Delivery] = []
         for group in groups:
             self._read(group, now, deliveries)
-        if deliveries:
-            self._wheel.advance(len(deliveries))
-            if claim is None or claim.done.done():
-                for delivery in deliveries:
-                    if not delivery.acknowledged:
-                        self._hand_back(delivery).add_done_callback(_ignore)
-            else:
-                claim.done.set_result(deliveries)
-            self._claim = self._claim if self._claim is not claim else None
-        elif not groups and state == 0 and not self._stopping:
-            self._parking.park(None if wait < 0 else wait / 1000)
+        self._room += _count(groups) - len(deliveries)
+        if not deliveries:
+            return
+        self._wheel.advance(len(deliveries))
+        claim, self._claim = self._claim, None
+        if claim is not None and not claim.done():
+            if not self._ahead:
+                self._room = 0
+            claim.set_result(deliveries)
+            return
+        self._ready += deliveries
+        if self._stopping or not self._ahead or claim is not None:
+            self._return_ready()
 
     def _read(self, group: list[Any], now: int, deliveries: list[Delivery]) -> None:
         """Append what a group of claimed entries holds; what is no message goes to the dead letters."""
-        lane, kind, entries, *rest = group
+        lane, kind, flat, *rest = group
         attempts: Sequence[int] = rest[0] if kind == LATER_ATTEMPTS else ()
         from_json, owner, acknowledged = AgentMessage.from_json, self.name, kind == ACKNOWLEDGED
-        for number, (entry, fields) in enumerate(entries):
-            key = fields[1]
-            attempt = attempts[number] if attempts else 1
+        if not acknowledged:
+            self._held[lane].update(flat[::2])
+        for number in range(0, len(flat), 2):
+            entry = flat[number]
+            head, key, document = flat[number + 1].split(b"\n", 2)
+            attempt = attempts[number // 2] if attempts else 1
             try:
-                message = from_json(fields[5])
+                message = from_json(document)
             except MessageError as error:
                 log.warning("a malformed message went to the dead letters of %s: %s", self.agent, error)
                 if not acknowledged:
                     place = (lane, entry, key, attempt, now)
                     self._end("d", *place, "malformed", _shorten(str(error))).add_done_callback(_ignore)
                 continue
-            deliveries.append(Delivery(message, attempt, owner, lane, entry, key, now, acknowledged))
-            if not acknowledged:
-                self._held.add((lane, entry))
+            accepted = entry if len(head) == PLAIN_HEAD else accepted_in(head) or entry
+            deliveries.append(Delivery(message, attempt, owner, lane, entry, key, now, accepted, acknowledged))
+
+
+def _count(groups: list[Any]) -> int:
+    return sum(len(flat) // 2 for _, _, flat, *_ in groups)
 
 
 def _new_name(pod: str) -> str:

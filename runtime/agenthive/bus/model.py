@@ -26,6 +26,8 @@ class Delivery:
     """The message's id in Redis."""
     claimed: int = field(repr=False)
     """When it was claimed, ms of the server's clock."""
+    accepted: bytes = field(repr=False)
+    """When the queue took it: ms of the server's clock, with or without the rest of an entry's id."""
     acknowledged: bool = field(default=False, repr=False)
     """Acknowledged when claimed (``require_ack: false``): no ack, retry or hand-back exists for it."""
     completed: bool = field(default=False, repr=False)
@@ -123,12 +125,17 @@ _PENDING = {
 }
 
 
+def _accepted(text: bytes) -> int:
+    """ms, alone or at the beginning of an entry's id."""
+    return int(text.partition(b"-")[0])
+
+
 def parse_status(
     message_id: str, place: bytes, final: bytes, tries: int, how: bytes, claimed: int, due: int
 ) -> MessageStatus | None:
     """What the function ``status`` returned; None: Redis does not know the message (any more)."""
     if place:
-        accepted = int(place.rpartition(b" ")[2])
+        accepted = _accepted(place.rpartition(b" ")[2])
         return MessageStatus(
             message_id,
             MessageDeliveryStatus.PENDING,
@@ -140,13 +147,13 @@ def parse_status(
         )
     if not final:
         return None
-    code, finished, last_claimed, attempts, accepted_ms, *error = final.split(b" ", 5)
+    code, finished, last_claimed, attempts, when, *error = final.split(b" ", 5)
     return MessageStatus(
         message_id,
         _FINAL[code],
         int(attempts),
         error[0].decode(errors="replace") if error else None,
-        _moment(int(accepted_ms)),
+        _moment(_accepted(when)),
         _moment_or_none(int(last_claimed)),
         _moment(int(finished)),
     )

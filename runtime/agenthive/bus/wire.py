@@ -11,7 +11,7 @@ import contextlib
 import socket
 import ssl
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 from urllib.parse import parse_qs, unquote
@@ -153,12 +153,21 @@ class Connection(asyncio.Protocol):
         """False once anything went wrong."""
         return self._lost is None
 
-    async def execute(self, commands: Sequence[Command], timeout: float) -> list[Any]:
+    async def execute(
+        self, commands: Sequence[Command], timeout: float, meanwhile: Callable[[], None] | None = None
+    ) -> list[Any]:
         """Send ``commands`` in one write and wait at most ``timeout`` seconds for all their answers.
 
-        An answer that is an error is returned as a ReplyError. Raises ConnectionLost.
+        An answer that is an error is returned as a ReplyError. ``meanwhile`` is called once the commands are on their
+        way. Raises ConnectionLost.
         """
         self.write(commands)
+        if meanwhile is not None:
+            try:
+                meanwhile()
+            except BaseException:
+                self.abort()  # nobody is going to read the answers
+                raise
         return await self.receive(len(commands), timeout)
 
     def write(self, commands: Iterable[Command]) -> None:

@@ -170,23 +170,30 @@ async def test_a_flood_of_expired_messages_does_not_hold_up_the_next(bus, consum
     assert (await bus.queue("worker")).dead_letters == 2500
 
 
-LATER = "04000000000000"  # an expiry, as field x has it
+LATER = "04000000000000"  # an expiry
+
+
+def _text(identifier: str, document: bytes | str, head: str = LATER) -> bytes:
+    return f"{head}\n{identifier}\n".encode() + (document.encode() if isinstance(document, str) else document)
+
 
 GARBAGE = [
-    ({"hello": "world"}, "has not the fields"),
-    ({"i": "x"}, "has not the fields"),
-    ({"m": "{}"}, "has not the fields"),
-    ({"i": "", "x": LATER, "m": "{}"}, "has not the fields"),
-    ({"i": "long" * 1000, "x": LATER, "m": "{}"}, "has not the fields"),
-    ({"i": "x", "m": "{}", "x": LATER}, "has not the fields"),
-    ({"i": "x", "x": "soon", "m": "{}"}, "has not the fields"),
-    ({"i": "x", "x": LATER, "m": "{}", "z": "more"}, "has not the fields"),
-    ({"i": "no json", "x": LATER, "m": "not json"}, "Invalid JSON"),
-    ({"i": "bytes", "x": LATER, "m": b"\xff\xfe\x00"}, "Invalid JSON"),
-    ({"i": "empty", "x": LATER, "m": "{}"}, "from_agent: Field required"),
-    ({"i": "bomb", "x": LATER, "m": '{"body":' * 9000}, "Invalid JSON"),
-    ({"i": "huge", "x": LATER, "m": "x" * 1_200_000}, "the limit is"),
-    ({"i": "options", "x": LATER + " \x00 nonsense r", "m": "[]"}, "object"),
+    ({"hello": "world"}, "has not the one field"),
+    ({"i": "x", "m": _text("second", "{}")}, "has not the one field"),
+    ({"m": _text("first", "{}"), "z": "more"}, "has not the one field"),
+    ({"m": "{}"}, "has not the one field"),
+    ({"m": ""}, "has not the one field"),
+    ({"m": _text("", "{}")}, "has not the one field"),
+    ({"m": _text("long" * 1000, "{}")}, "has not the one field"),
+    ({"m": f"{LATER}\nno document"}, "has not the one field"),
+    ({"m": _text("when", "{}", "soon")}, "has not the one field"),
+    ({"m": _text("no json", "not json")}, "Invalid JSON"),
+    ({"m": _text("nothing", "")}, "Invalid JSON"),
+    ({"m": _text("bytes", b"\xff\xfe\x00")}, "Invalid JSON"),
+    ({"m": _text("empty", "{}")}, "from_agent: Field required"),
+    ({"m": _text("bomb", '{"body":' * 9000)}, "Invalid JSON"),
+    ({"m": _text("huge", "x" * 1_200_000)}, "the limit is"),
+    ({"m": _text("options", "[]", LATER + " \x00 nonsense r")}, "object"),
 ]
 
 
@@ -217,8 +224,7 @@ async def _dead(bus, count: int) -> bool:
 async def test_a_well_formed_entry_of_another_writer_is_handled(bus, consume, make, scope, raw) -> None:
     consumer = await consume()
     message = make(5)
-    entry = {"i": message.message_id, "x": LATER, "m": message.to_json()}
-    await raw.xadd(f"{scope.key_prefix('worker')}q:2", entry)
+    await raw.xadd(f"{scope.key_prefix('worker')}q:2", {"m": _text(message.message_id, message.to_json())})
     (delivery,) = await consumer.claim(1)
     assert (delivery.message, delivery.attempt) == (message, 1)
     await consumer.ack(delivery)

@@ -126,17 +126,18 @@ async def test_messages_of_a_claim_whose_answer_was_lost_are_handed_back(bus, co
     for n in range(3):
         await bus.send(make(n, priority=n + 1))
     kept = await consumer.claim(1)
-    settle, lost = consumer._settle, []
+    ask, lost = consumer._ask, []
 
-    async def lose(batch, claim, wanted, answer) -> None:
+    async def lose(turn):
+        answer = await ask(turn)
         if answer[2] and not lost:
             lost.append(answer)
             consumer._lane.interrupt()
             await consumer._reconnect()
-            return
-        await settle(batch, claim, wanted, answer)
+            return None
+        return answer
 
-    consumer._settle = lose
+    consumer._ask = lose
     async with asyncio.timeout(5):
         deliveries = await consumer.claim(5)
         while len(deliveries) < 2:

@@ -5,11 +5,13 @@
 -- Returns { refused acknowledgements, refused operations, groups, ms until this consumer must look again by itself
 -- (-1: others do), state, now }.
 -- groups: { lane, kind, entries, attempts }: kind 0 first attempts, 1 later ones (then attempts is a list of their
--- numbers), 2 acknowledged by being claimed. An entry is { entry, fields }.
+-- numbers), 2 acknowledged by being claimed. Entries is flat: entry, its field m, entry, its field m …
 -- state: 0; 1 the consumer was robbed of everything and must take a new name; 2 call again.
 
 local SCAN_LIMIT = 1000 -- entries one call looks at, so that a flood of expired ones cannot hold the server
 local DUE_LIMIT = 200 -- delayed messages one call makes ready
+-- An entry that is to be handed out as it is, if it has not expired: no options, all lines there.
+local PLAIN = '^%d%d%d%d%d%d%d%d%d%d%d%d%d%d\n[^\n]+\n'
 
 -- Make ready what was delayed until now.
 local function promote(P, now)
@@ -22,10 +24,10 @@ local function promote(P, now)
       local id = string.sub(member, 2)
       local packed = redis.call('HGET', P .. 'held', id)
       if packed then
-        local held = cmsgpack.unpack(packed)
-        entry = redis.call('XADD', P .. 'q:' .. held[1], '*', 'i', id, 'x', held[3], 'm', held[2])
+        lane = string.sub(packed, 1, 1)
+        entry = redis.call('XADD', P .. 'q:' .. lane, '*', 'm', string.sub(packed, 2))
         local accepted = string.match(redis.call('HGET', P .. 'ids', id) or '', '%d+$') or as_ms(now)
-        redis.call('HSET', P .. 'ids', id, held[1] .. ' ' .. entry .. ' ' .. accepted)
+        redis.call('HSET', P .. 'ids', id, lane .. ' ' .. entry .. ' ' .. accepted)
         redis.call('HDEL', P .. 'held', id)
       end
     end
@@ -41,32 +43,25 @@ local function bury_malformed(P, lane, entry, list)
     parts[i] = string.sub(list[i], 1, 4096)
   end
   write_dead_letter(P, '', table.concat(parts, ' '), 'malformed',
-    'entry has not the fields i (message id), x (expiry, options) and m (JSON document), in this order', 0)
+    'entry has not the one field m of three lines: expiry in 14 digits and options, message id, JSON document', 0)
   remove(P, lane, entry)
 end
 
-local function well_formed(list)
-  return #list == 6 and list[1] == 'i' and list[3] == 'x' and list[5] == 'm' and #list[2] > 0 and #list[2] <= 512
-    and string.find(list[4], '^%d%d%d%d%d%d%d%d%d%d%d%d%d%d') ~= nil
-end
-
--- Whether every entry is to be handed out as it is: well formed, not expired, without options. Entries of a batch
--- mostly share one text in field x, which is then looked at once.
+-- The entries as a flat list, if every one of them is to be handed out as it is; else nil.
 local function all_plain(entries, now_14)
-  local good = nil
+  local flat, n = {}, 0
   for i = 1, #entries do
-    local list = entries[i][2]
-    local meta = list[4]
-    if meta ~= good then
-      if not well_formed(list) or #meta ~= 14 or meta <= now_14 then
-        return false
-      end
-      good = meta
-    elseif list[1] ~= 'i' or list[3] ~= 'x' or list[5] ~= 'm' or list[7] or list[2] == '' then
-      return false
+    local item = entries[i]
+    local list = item[2]
+    local text = list[2]
+    local _, head = string.find(text, PLAIN)
+    if not head or head > MAX_ID + 16 or string.sub(text, 1, 14) <= now_14 or list[3] or list[1] ~= 'm' then
+      return nil
     end
+    flat[n + 1], flat[n + 2] = item[1], text
+    n = n + 2
   end
-  return true
+  return flat
 end
 
 -- Decide about entries one by one: give up what is malformed, expired or has crashed too often, hand out the rest in
@@ -76,12 +71,13 @@ local function admit(P, lane, entries, tries, claim, groups)
   for i, item in ipairs(entries) do
     local entry, list = item[1], item[2]
     local attempts = (tries and tonumber(tries[i]) or 0) + 1
-    if not well_formed(list) then
+    local expiry, words, id = split_entry(list)
+    if not expiry then
       bury_malformed(P, lane, entry, list)
     else
-      local id, options = list[2], options_of(string.sub(list[4], 16))
+      local options = options_of(words)
       local limit = tonumber(options.r) or claim.max_retries
-      if string.sub(list[4], 1, 14) <= claim.now_14 then
+      if expiry <= claim.now_14 then
         bury(P, lane, entry, list, 'expired', 'its time to live ended before it was handled', attempts - 1, '0',
           claim.now, claim.life)
       elseif attempts > limit + 1 then
@@ -89,18 +85,20 @@ local function admit(P, lane, entries, tries, claim, groups)
           .. (attempts - 1) .. ' of ' .. (limit + 1), attempts - 1, '0', claim.now, claim.life)
       else
         handed = handed + 1
+        local group = later
         if options.k then
           remove(P, lane, entry, id)
           keep_final(P, id, table.concat({
             'd', as_ms(claim.now), as_ms(claim.now), attempts, accepted_of(entry, options),
           }, ' '), claim.now, claim.life)
-          taken[#taken + 1] = item
+          group = taken
         elseif attempts == 1 then
-          plain[#plain + 1] = item
+          group = plain
         else
-          later[#later + 1] = item
           numbers[#numbers + 1] = attempts
         end
+        group[#group + 1] = entry
+        group[#group + 1] = list[2]
       end
     end
   end
@@ -116,29 +114,39 @@ local function admit(P, lane, entries, tries, claim, groups)
   return handed
 end
 
+-- Messages of a lane that wait to be claimed again: at most `count`. Returns how many were handed out, and how many read.
+local function claim_again(P, lane, count, claim, groups)
+  local again = redis.call('LPOP', P .. 'b:' .. lane, count)
+  if not again then
+    return 0, 0
+  end
+  local handed = 0
+  local entries = redis.call('XCLAIM', P .. 'q:' .. lane, GROUP, claim.consumer, 0, unpack(again))
+  if #entries > 0 then
+    local fields = {}
+    for i, item in ipairs(entries) do
+      fields[i] = lane .. ' ' .. item[1]
+    end
+    handed = admit(P, lane, entries, redis.call('HMGET', P .. 'tries', unpack(fields)), claim, groups)
+  end
+  return handed, #again
+end
+
 -- Up to `count` messages of a lane, first those that wait to be claimed again. Returns how many were handed out and how
 -- many were read; fewer read than asked for means that the lane has no more.
 local function claim_lane(P, lane, count, claim, groups)
   local stream, handed, read = P .. 'q:' .. lane, 0, 0
-  local again = redis.call('LPOP', P .. 'b:' .. lane, count)
-  if again then
-    read = #again
-    local entries = redis.call('XCLAIM', stream, GROUP, claim.consumer, 0, unpack(again))
-    if #entries > 0 then
-      local fields = {}
-      for i, item in ipairs(entries) do
-        fields[i] = lane .. ' ' .. item[1]
-      end
-      handed = admit(P, lane, entries, redis.call('HMGET', P .. 'tries', unpack(fields)), claim, groups)
-    end
+  if claim.again then
+    handed, read = claim_again(P, lane, count, claim, groups)
   end
   if read < count then
     local answer = redis.call('XREADGROUP', 'GROUP', GROUP, claim.consumer, 'COUNT', count - read, 'STREAMS', stream, '>')
     if answer then
       local entries = answer[1][2]
       read = read + #entries
-      if all_plain(entries, claim.now_14) then
-        groups[#groups + 1] = { lane, 0, entries }
+      local flat = all_plain(entries, claim.now_14)
+      if flat then
+        groups[#groups + 1] = { lane, 0, flat }
         handed = handed + #entries
       else
         handed = handed + admit(P, lane, entries, nil, claim, groups)
@@ -154,6 +162,10 @@ local function claim_messages(P, claim, quotas)
   local groups, empty, scanned = {}, {}, 0
   local left = quotas[1] + quotas[2] + quotas[3] + quotas[4]
   local share = true
+  for lane = 1, 4 do
+    empty[lane] = redis.call('XLEN', P .. 'q:' .. lane) == 0
+  end
+  claim.again = redis.call('EXISTS', P .. 'b:1', P .. 'b:2', P .. 'b:3', P .. 'b:4') > 0
   while left > 0 and scanned < SCAN_LIMIT and not (empty[1] and empty[2] and empty[3] and empty[4]) do
     for lane = 4, 1, -1 do
       local count = math.min(share and quotas[lane] or left, left)
@@ -166,26 +178,26 @@ local function claim_messages(P, claim, quotas)
     end
     share = false
   end
-  return groups, left, scanned >= SCAN_LIMIT
+  return groups, left, scanned >= SCAN_LIMIT, empty
 end
 
--- When the caller, about to be idle, must wake by itself: ms until the next delay ends, or -1 if another one does it.
-local function set_alarm(P, consumer, now)
-  local first = redis.call('ZRANGE', P .. 'delayed', 0, 0, 'WITHSCORES')
-  if not first[2] then
-    return -1
-  end
-  local due = tonumber(first[2])
-  local alarm = redis.call('GET', P .. 'alarm')
-  if alarm then
-    local at, who = string.match(alarm, '^(%d+) (.*)$')
-    if who ~= consumer and tonumber(at) <= due and tonumber(at) > now then
-      return -1
+-- Whether anything waits in the lanes that are not known to be empty.
+local function more_waits(P, empty)
+  for lane = 1, 4 do
+    if not empty[lane] then
+      local stream = P .. 'q:' .. lane
+      if redis.call('EXISTS', P .. 'b:' .. lane) == 1 then
+        return true
+      end
+      for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+        local info = fields_of(group)
+        if info.name == GROUP and #redis.call('XRANGE', stream, '(' .. info['last-delivered-id'], '+', 'COUNT', 1) > 0 then
+          return true
+        end
+      end
     end
   end
-  local wait = math.max(due - now, 1)
-  redis.call('SET', P .. 'alarm', as_ms(due) .. ' ' .. consumer, 'PX', as_ms(wait + 1000))
-  return wait
+  return false
 end
 
 local function turn(keys, argv)
@@ -215,13 +227,15 @@ local function turn(keys, argv)
   end
   promote(P, now)
   local claim = { consumer = consumer, max_retries = tonumber(argv[4]), life = life, now = now, now_14 = as_14(now) }
-  local groups, left, broken_off = claim_messages(P, claim, quotas)
+  local groups, left, broken_off, empty = claim_messages(P, claim, quotas)
   if left > 0 and not broken_off then
+    redis.call('DEL', P .. 'wake') -- nothing is left: whoever was to look need not
     return { refused_acks, refused, groups, set_alarm(P, consumer, now), 0, now }
   end
-  -- No free slot remains here, and more may be waiting: the next idle consumer looks, and keeps the alarm.
-  drop_alarm_of(P, consumer)
-  wake(P)
+  -- No free slot remains here: if more is waiting, the next idle consumer looks; and another one keeps the alarm.
+  if drop_alarm_of(P, consumer) or more_waits(P, empty) then
+    wake(P)
+  end
   return { refused_acks, refused, groups, -1, (broken_off and left > 0) and 2 or 0, now }
 end
 

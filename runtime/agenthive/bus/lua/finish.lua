@@ -18,9 +18,9 @@ end
 
 -- Give a message up: dead letter, final status, and word to whoever asked. `fields` is the entry's list of fields.
 local function bury(P, lane, entry, fields, reason, problem, attempts, claimed, now, life)
-  local values = fields_of(fields)
-  local id, options = values.i, options_of(string.sub(values.x or '', 16))
-  write_dead_letter(P, id, values.m or '', reason, problem, attempts)
+  local _, words, id, document = split_entry(fields)
+  local options = options_of(words)
+  write_dead_letter(P, id, document, reason, problem, attempts)
   if options.y then
     reply(P, id, options.y, options.l, '!' .. reason .. ': ' .. problem)
   end
@@ -113,9 +113,9 @@ local function finish(P, argv, at, consumer, robbed, again, now, life)
     else
       local attempts, claimed, detail, problem = argv[at + 4], argv[at + 5], argv[at + 6], argv[at + 7]
       local found = redis.call('XRANGE', P .. 'q:' .. lane, entry, entry)[1]
-      local fields = found and found[2] or { 'i', argv[at + 3] }
+      local fields = found and found[2] or { 'm', as_14(0) .. '\n' .. argv[at + 3] .. '\n' }
       local due = code == 'f' and now + tonumber(detail)
-      if due and as_14(due) < string.sub(fields_of(fields).x or '', 1, 14) then
+      if due and as_14(due) < split_entry(fields) then
         let_go(P, lane, entry)
         redis.call('HSET', P .. 'tries', lane .. ' ' .. entry, attempts)
         redis.call('ZADD', P .. 'delayed', as_ms(due), 'r' .. lane .. ' ' .. entry)

@@ -3,16 +3,18 @@
 --
 -- KEYS[1] of every call is the agent's gate, "ah:{instance/namespace/hive/agent}:gate". All other keys are made from
 -- its prefix, so they live in the same Cluster slot:
---   q:<lane>      stream of one priority: fields i (message id), x (expiry and options), m (JSON document)
+--   q:<lane>      stream of one priority; an entry has one field, m (see split_entry)
 --   b:<lane>      list of entries that wait to be claimed again: handed back, orphaned, or a retry that is due
---   ids           hash, message id -> "<lane> <entry> <accepted>", of every message that is not finished
+--   ids           hash, message id -> "<lane> <entry>[ <accepted>]", of every message that is not finished; accepted is
+--                 there where the entry's own time does not tell it
 --   tries         hash, "<lane> <entry>" -> attempts that failed or crashed, of messages that had one
 --   delayed       sorted set by due time of what must wait: "r<lane> <entry>" (a retry) or "h<id>" (in held)
 --   held          hash, message id -> packed entry, of messages whose not_before has not come
 --   consumers     sorted set, consumer -> when its lease runs out (ms)
 --   robbed        set of consumers that lost their lease and whose entries are being returned
---   wake          list with at most one token; idle consumers wait on it
---   alarm         "<due ms> <consumer>": which parked consumer wakes by itself when the next delay ends
+--   wake          list of at most two tokens; idle consumers wait on it
+--   alarm         "<due ms> <consumer>[ <deputy>]": which parked consumer wakes by itself when the next delay ends, and
+--                 which one a little later, should the first have died
 --   st:<n>, sg    final statuses in generations, and the current generation "<n> <started ms>"
 --   dead          stream of dead letters
 --   r:<id>        the reply to a request
@@ -31,6 +33,8 @@ local GENERATIONS = 4
 local STATUS_LIMIT = 200000 -- final statuses kept per agent, whatever their age
 local DEAD_LIMIT = 100000 -- dead letters kept per agent
 local FOREVER = 90000000000000
+local DEPUTY_MS = 30 -- after the alarm
+local MAX_ID = 512 -- bytes
 local LANES = { '1', '2', '3', '4' }
 local NO_OPTIONS = {}
 
@@ -60,9 +64,13 @@ local function as_14(number)
   return string.format('%014d', math.max(0, math.min(number, FOREVER)))
 end
 
--- One idle consumer, if there is one, looks at the queue. One token is enough: who takes it passes it on if more is left.
+-- Two idle consumers, if there are any, look at the queue: one would do, for who takes messages passes the word on if
+-- more are left, but that one may have died without the server knowing. Who finds nothing left takes back the tokens.
 local function wake(P)
-  if redis.call('LLEN', P .. 'wake') == 0 then
+  local tokens = redis.call('LLEN', P .. 'wake')
+  if tokens == 0 then
+    redis.call('RPUSH', P .. 'wake', '1', '1')
+  elseif tokens == 1 then
     redis.call('RPUSH', P .. 'wake', '1')
   end
 end
@@ -76,11 +84,37 @@ local function wake_by(P, due, now)
   end
 end
 
-local function drop_alarm_of(P, consumer)
-  local alarm = redis.call('GET', P .. 'alarm')
-  if alarm and string.match(alarm, ' (.*)$') == consumer then
-    redis.call('DEL', P .. 'alarm')
+-- When the caller, about to be idle, must wake by itself: ms until the next delay ends, or -1 if others do it.
+local function set_alarm(P, consumer, now)
+  local first = redis.call('ZRANGE', P .. 'delayed', 0, 0, 'WITHSCORES')
+  if not first[2] then
+    return -1
   end
+  local due = tonumber(first[2])
+  local wait, value = math.max(due - now, 1), consumer
+  local at, holder, deputy = string.match(redis.call('GET', P .. 'alarm') or '', '^(%d+) (%S+) ?(%S*)')
+  if at and holder ~= consumer and tonumber(at) <= due and tonumber(at) > now then
+    if deputy ~= '' and deputy ~= consumer then
+      return -1
+    end
+    due, wait, value = tonumber(at), tonumber(at) - now + DEPUTY_MS, holder .. ' ' .. consumer
+  elseif holder == consumer and tonumber(at) == due and deputy ~= '' then
+    value = holder .. ' ' .. deputy
+  end
+  redis.call('SET', P .. 'alarm', as_ms(due) .. ' ' .. value, 'PX', as_ms(wait + 1000))
+  return wait
+end
+
+-- The consumer will not look when the alarm rings. Returns whether that leaves nobody who does.
+local function drop_alarm_of(P, consumer)
+  local at, holder, deputy = string.match(redis.call('GET', P .. 'alarm') or '', '^(%d+) (%S+) ?(%S*)')
+  if holder == consumer then
+    redis.call('DEL', P .. 'alarm')
+    return true
+  elseif deputy == consumer then
+    redis.call('SET', P .. 'alarm', at .. ' ' .. holder, 'KEEPTTL')
+  end
+  return false
 end
 
 -- A flat list of names and values as a table.
@@ -92,7 +126,21 @@ local function fields_of(list)
   return fields
 end
 
--- Field x of an entry is the expiry in 14 digits and, where there are any, options: words of one letter and a value.
+-- Field m of an entry is three lines: expiry in 14 digits and options, if any; message id; JSON document. One field and
+-- not three, because each string that Lua is handed costs as much as a command. Returns expiry, options, id, document, or
+-- nil if the entry is malformed.
+local function split_entry(list)
+  if #list ~= 2 or list[1] ~= 'm' then
+    return nil
+  end
+  local expiry, words, id, first = string.match(list[2], '^(%d%d%d%d%d%d%d%d%d%d%d%d%d%d) ?([^\n]*)\n([^\n]+)\n()')
+  if not expiry or #id > MAX_ID then
+    return nil
+  end
+  return expiry, words, id, string.sub(list[2], first)
+end
+
+-- Options of an entry: words of one letter and a value.
 -- b not_before, a accepted (where the entry's own time does not tell), r max_retries, k0 no acknowledgement,
 -- y reply address, l life of the reply, f1 not subject to the queue's bound.
 local function options_of(words)

@@ -5,7 +5,8 @@
 
 -- Hold a message back until `due`.
 local function hold(P, id, lane, document, meta, due, now)
-  redis.call('HSET', P .. 'held', id, cmsgpack.pack({ lane, document, meta .. ' a' .. as_ms(now) }))
+  local text = meta .. ' a' .. as_ms(now) .. '\n' .. id .. '\n' .. document
+  redis.call('HSET', P .. 'held', id, lane .. text)
   redis.call('ZADD', P .. 'delayed', as_ms(due), 'h' .. id)
 end
 
@@ -29,7 +30,6 @@ local function send(keys, argv)
 
   local results, records, changes, seen = {}, {}, 0, {}
   local ready, earliest = false, nil
-  local accepted = ' ' .. as_ms(now)
   local like_ttl, expiry = nil, nil -- most messages of a batch expire alike
   for n = 1, count do
     local id, at = ids[n], 5 * n - 2
@@ -43,18 +43,18 @@ local function send(keys, argv)
       local due = options.b and tonumber(options.b) or 0
       local entry
       if due > now then
-        entry = '-'
         hold(P, id, lane, document, as_14(due + tonumber(ttl)) .. ' ' .. words, due, now)
+        entry = '- ' .. as_ms(now)
         earliest = math.min(earliest or due, due)
       else
         if ttl ~= like_ttl then
           like_ttl, expiry = ttl, as_14(now + tonumber(ttl))
         end
         local meta = words == '' and expiry or expiry .. ' ' .. words
-        entry = redis.call('XADD', streams[lane], '*', 'i', id, 'x', meta, 'm', document)
+        entry = redis.call('XADD', streams[lane], '*', 'm', meta .. '\n' .. id .. '\n' .. document)
         ready = true
       end
-      records[changes + 1], records[changes + 2] = id, places[lane] .. entry .. accepted
+      records[changes + 1], records[changes + 2] = id, places[lane] .. entry
       changes = changes + 2
       seen[id] = true
       length = length + 1
