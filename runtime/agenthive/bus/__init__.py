@@ -11,17 +11,33 @@ from agenthive.bus.errors import (
     RequestFailed,
     RequestTimeout,
 )
-from agenthive.bus.model import DeadLetter, Delivery, MessageStatus, PendingState, QueueStats
+from agenthive.bus.model import (
+    CancelResult,
+    DeadLetter,
+    DeadLetters,
+    Delivery,
+    LetterFilter,
+    LetterProblem,
+    LetterReport,
+    MessageStatus,
+    PendingState,
+    QueueStats,
+)
 
 __all__ = [
     "Bus",
     "BusError",
     "BusUnavailable",
+    "CancelResult",
     "Consumer",
     "ConsumerStopped",
     "DeadLetter",
+    "DeadLetters",
     "Delivery",
     "LeaseLost",
+    "LetterFilter",
+    "LetterProblem",
+    "LetterReport",
     "MessageStatus",
     "PendingState",
     "QueueFull",

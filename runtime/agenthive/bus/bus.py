@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Self
 
 from agenthive.bus.connections import Connections
 from agenthive.bus.consumer import Consumer
 from agenthive.bus.errors import BusError, RequestTimeout
 from agenthive.bus.keys import REPLY_MARK, AgentKeys, agents_key
+from agenthive.bus.letters import Letters, batches
 from agenthive.bus.library import library
 from agenthive.bus.model import (
+    CancelResult,
     DeadLetter,
+    DeadLetters,
+    LetterFilter,
+    LetterReport,
     MessageStatus,
     QueueStats,
-    parse_dead_letter,
     parse_stats,
     parse_status,
 )
@@ -33,6 +37,13 @@ SEND_WAIT_SECONDS = 10.0
 STATUS_WAIT_SECONDS = 2.0
 BATCH_STATUSES = 500
 """Most statuses of one function call."""
+MAX_REASON_LENGTH = 2000
+_CANCELLED = {
+    b"c": CancelResult.CANCELLED,
+    b"r": CancelResult.RUNNING,
+    b"f": CancelResult.FINISHED,
+    b"u": CancelResult.UNKNOWN,
+}
 
 
 class Bus:
@@ -44,6 +55,7 @@ class Bus:
         self._connections = connections
         self._sender = Sender(connections, messaging.queue.max_length)
         self._replies = ReplyReader(connections, scope)
+        self._letters = Letters(connections, self._of)
         self._watches = Watches(self._statuses, self._unknown)
         self._keys: dict[str, AgentKeys] = {}
 
@@ -167,7 +179,11 @@ class Bus:
         return (await self._statuses({agent: message_ids}))[agent]
 
     async def _statuses(self, wanted: Mapping[str, Iterable[str]]) -> dict[str, dict[str, MessageStatus | None]]:
-        asked = [(agent, ids) for agent, message_ids in wanted.items() for ids in _batches(message_ids, BATCH_STATUSES)]
+        asked = [
+            (agent, ids)
+            for agent, message_ids in wanted.items()
+            for ids in batches(dict.fromkeys(message_ids), BATCH_STATUSES)
+        ]
         found: dict[str, dict[str, MessageStatus | None]] = {agent: {} for agent in wanted}
         commands = [library().call("status", self._of(agent).gate, *ids) for agent, ids in asked]
         answers = await self._connections.execute(commands) if commands else []
@@ -190,6 +206,20 @@ class Bus:
         self._of(agent)
         return self._watches.watch(agent, message_id, timeout)
 
+    async def cancel(self, agent: str, message_id: str, reason: str = "") -> CancelResult:
+        """Take a message to ``agent`` that waits, is delayed or is to be retried out of the queue.
+
+        It is ``failed`` then, with the error ``cancelled`` and the ``reason``; whoever asked gets RequestFailed at
+        once, and there is no dead letter. One that a consumer has is left alone, see CancelResult. Raises
+        BusUnavailable.
+        """
+        why = f"cancelled: {reason}" if reason else "cancelled"
+        command = library().call(
+            "cancel", self._of(agent).gate, message_id, why[:MAX_REASON_LENGTH], to_ms(self.messaging.status_seconds)
+        )
+        (answer,) = await self._connections.execute([command])
+        return _CANCELLED[answer]
+
     async def queue(self, agent: str) -> QueueStats:
         """Figures of one queue; all zero for an agent nobody ever wrote to. Raises BusUnavailable."""
         return (await self.queues([agent]))[agent]
@@ -207,14 +237,75 @@ class Bus:
         (names,) = await self._connections.execute([("SMEMBERS", agents_key(self.scope))])
         return sorted(name.decode() for name in names)
 
-    async def dead_letters(self, agent: str, *, limit: int = 50, after: str | None = None) -> list[DeadLetter]:
-        """Dead letters of ``agent``, oldest first; ``after`` is the ``id`` of the last one of the page before.
+    async def dead_letters(
+        self,
+        agent: str,
+        *,
+        limit: int = 50,
+        after: str | None = None,
+        newest_first: bool = False,
+        message_type: str | None = None,
+        from_agent: str | None = None,
+        reason: str | None = None,
+        error: str | None = None,
+        message_id: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> DeadLetters:
+        """Dead letters of ``agent`` that fit the filters (see LetterFilter), oldest first unless told otherwise.
 
-        Raises BusUnavailable.
+        One call looks at no more than 10,000 letters, so that a page may be short, or empty, although more follow:
+        ``next`` of the page is the ``after`` to go on with, None at the end. Raises BusUnavailable, and ValueError
+        for an ``after`` or a moment that cannot be.
         """
-        start = "-" if after is None else f"({after}"
-        (entries,) = await self._connections.execute([("XRANGE", self._of(agent).dead, start, "+", "COUNT", limit)])
-        return [parse_dead_letter(entry, fields) for entry, fields in entries]
+        where = LetterFilter(message_type, from_agent, reason, error, message_id, since, until)
+        return await self._letters.page(agent, where, limit=limit, after=after, newest_first=newest_first)
+
+    async def dead_letter(self, agent: str, letter_id: str) -> DeadLetter:
+        """One dead letter, by its own id or by that of its message (then the newest of them).
+
+        Raises LookupError if there is none, and BusUnavailable.
+        """
+        found = await self._letters.find(agent, letter_id)
+        if found is None:
+            raise LookupError(f"agent {agent} has no dead letter, and none of a message, of id {letter_id}")
+        return found
+
+    async def redrive(
+        self,
+        agent: str,
+        chosen: str | Iterable[str] | LetterFilter,
+        *,
+        rate: float | None = None,
+        to: str | None = None,
+        ttl: float | None = None,
+        progress: Callable[[LetterReport], None] | None = None,
+    ) -> LetterReport:
+        """Put dead letters of ``agent`` back into its queue: by their ids, their messages' ids, or a filter.
+
+        Each is pending again under its old id, with its priority, all of its attempts and its time to live (or
+        ``ttl`` seconds) from now; a full queue takes it too. It leaves the dead letters in the same call, so who is
+        killed meanwhile neither loses nor doubles one and may just begin again. ``to`` puts them into another
+        agent's queue: then in two calls, and one that was left between them is known when it is redriven again.
+
+        ``rate`` is how many a second at most. ``progress`` gets the report after each step. A filter means the
+        letters there are when it begins. What is no message, is pending already or is not there is refused, each
+        with its reason in the report; the others go on. Raises BusUnavailable, and ValueError.
+        """
+        return await self._letters.redrive(agent, chosen, rate=rate, to=to, ttl=ttl, progress=progress)
+
+    async def purge(
+        self,
+        agent: str,
+        chosen: str | Iterable[str] | LetterFilter,
+        *,
+        progress: Callable[[LetterReport], None] | None = None,
+    ) -> LetterReport:
+        """Throw dead letters of ``agent`` away, chosen as for ``redrive``; ``LetterFilter()`` means all.
+
+        The final status of their messages stays until its retention ends. Raises BusUnavailable, and ValueError.
+        """
+        return await self._letters.purge(agent, chosen, progress)
 
     def consumer(self, agent: str, *, pod: str, topics: Sequence[str] = ()) -> Consumer:
         """A consumer of ``agent``'s queue for this process; ``pod`` is the name the process keeps over restarts."""
@@ -230,10 +321,3 @@ class Bus:
         await self._replies.aclose()
         await self._sender.aclose()
         await self._connections.aclose()
-
-
-def _batches(items: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Each of ``items`` once, in lists of at most ``size``."""
-    distinct = iter(dict.fromkeys(items))
-    while batch := list(itertools.islice(distinct, size)):
-        yield batch

@@ -8,7 +8,7 @@ from importlib import resources
 
 from agenthive.bus.wire import Command, Connection, ReplyError
 
-FILES = ("prelude.lua", "send.lua", "finish.lua", "claim.lua", "lease.lua", "look.lua")
+FILES = ("prelude.lua", "send.lua", "finish.lua", "claim.lua", "lease.lua", "look.lua", "letters.lua", "cancel.lua")
 MISSING = "ERR Function not found"
 
 

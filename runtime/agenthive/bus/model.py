@@ -71,6 +71,19 @@ class MessageStatus:
         return self.status is not MessageDeliveryStatus.PENDING
 
 
+class CancelResult(StrEnum):
+    """What came of cancelling a message."""
+
+    CANCELLED = "cancelled"
+    """It was taken out of the queue and is final now."""
+    RUNNING = "running"
+    """A consumer has it: nothing was done."""
+    FINISHED = "finished"
+    """It was final already."""
+    UNKNOWN = "unknown"
+    """Redis does not know it (any more)."""
+
+
 @dataclass(frozen=True, slots=True)
 class QueueStats:
     """Figures of one agent's queue at one moment."""
@@ -100,8 +113,87 @@ class DeadLetter:
     error: str
     attempts: int
     died_at: datetime
+    message_id: str = ""
+    """Id of the message; empty where it has none."""
 
 
+class DeadLetters(list[DeadLetter]):
+    """A page of dead letters. ``next`` is the ``after`` of the page that follows, which may be empty; None: the end."""
+
+    next: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LetterFilter:
+    """Which dead letters are meant: those that fit all that is given; by default, all.
+
+    Raises ValueError for a moment without time zone.
+    """
+
+    message_type: str | None = None
+    from_agent: str | None = None
+    reason: str | None = None
+    """See ``DeadLetter.reason``."""
+    error: str | None = None
+    """A text in the error, upper or lower case."""
+    message_id: str | None = None
+    since: datetime | None = None
+    """Given up then or later."""
+    until: datetime | None = None
+    """Given up then or earlier."""
+
+    def __post_init__(self) -> None:
+        for name in ("since", "until"):
+            moment = getattr(self, name)
+            if moment is not None and moment.utcoffset() is None:
+                raise ValueError(f"{name} is {moment.isoformat()}, which has no time zone; add one: datetime.now(UTC)")
+
+    @property
+    def reads_documents(self) -> bool:
+        """Whether messages have to be read to tell."""
+        return self.message_type is not None or self.from_agent is not None
+
+    def accepts(self, message: AgentMessage | None) -> bool:
+        """What only who reads the message can tell."""
+        if not self.reads_documents:
+            return True
+        return (
+            message is not None
+            and self.message_type in {None, message.message_type}
+            and self.from_agent in {None, message.from_agent}
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LetterProblem:
+    """Why something was not done with one dead letter."""
+
+    id: str
+    """Of the letter, or what the caller named it by."""
+    error: str
+
+
+@dataclass(slots=True)
+class LetterReport:
+    """How far a redrive or a purge has come."""
+
+    total: int
+    """Letters to look at; of a filter, all there are."""
+    looked: int = 0
+    done: int = 0
+    """Letters redriven, or purged."""
+    refused: int = 0
+    problems: list[LetterProblem] = field(default_factory=list)
+    """Why, of the first thousand that were refused."""
+
+    def refuse(self, letter: str, error: str) -> None:
+        """Count a letter with which nothing was done."""
+        self.refused += 1
+        if len(self.problems) < MOST_PROBLEMS:
+            self.problems.append(LetterProblem(letter, error))
+
+
+MOST_PROBLEMS = 1000
 _FINAL = {
     b"d": MessageDeliveryStatus.DELIVERED,
     b"f": MessageDeliveryStatus.FAILED,
@@ -191,4 +283,5 @@ def parse_dead_letter(entry: bytes, fields: list[bytes]) -> DeadLetter:
         values.get(b"error", b"").decode(errors="replace"),
         int(values.get(b"attempts", b"0")),
         _moment(int(entry.partition(b"-")[0])),
+        values.get(b"i", b"").decode(errors="replace"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import resources
 
 import pytest
 
@@ -45,5 +46,8 @@ def test_the_library_is_named_by_its_content() -> None:
 
 def test_the_library_of_the_package_holds_every_file() -> None:
     names = set(re.findall(r"define\('(\w+)'", library().code))
-    assert names == {"send", "turn", "register", "renew", "reclaim", "held", "leave", "stats", "status", "replies"}
-    assert len(FILES) == 6
+    assert names == {
+        "send", "turn", "register", "renew", "reclaim", "held", "leave", "stats", "status", "replies",
+        "letters", "redrive", "cancel",
+    }  # fmt: skip
+    assert sorted(FILES) == sorted(path.name for path in resources.files("agenthive.bus").joinpath("lua").iterdir())
