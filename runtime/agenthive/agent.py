@@ -7,10 +7,14 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, TypeVar, overload
 
 from agenthive import bodies
+from agenthive.protocol import AgentMessage, Body, DeliveryOptions, MessagePriority
+from agenthive.schedule import NAME_PATTERN as SCHEDULE_NAME
+from agenthive.schedule import Schedule, slots_of
 
 #: What an agent's name must look like: a DNS label, as the Agent resource that runs it has.
 NAME_PATTERN = re.compile(r"[a-z0-9]([-a-z0-9]{0,45}[a-z0-9])?")
@@ -63,6 +67,8 @@ class Handler:
     body_type: Any = None
     #: Makes such a body of JSON.
     read_body: bodies.Reader | None = None
+    #: Whether it takes anything at all; what a schedule calls need not.
+    takes_message: bool = True
 
     @property
     def where(self) -> str:
@@ -116,6 +122,7 @@ class Agent:
             )
         self.name = name
         self._handlers: dict[str, Handler] = {}
+        self._schedules: dict[str, Schedule] = {}
         self._on_start: list[Hook] = []
         self._on_stop: list[Hook] = []
 
@@ -126,6 +133,11 @@ class Agent:
     def handlers(self) -> Mapping[str, Handler]:
         """Every handler by message type."""
         return MappingProxyType(self._handlers)
+
+    @property
+    def schedules(self) -> Mapping[str, Schedule]:
+        """What ``every`` registered, by name."""
+        return MappingProxyType(self._schedules)
 
     @property
     def start_hooks(self) -> tuple[Hook, ...]:
@@ -161,25 +173,120 @@ class Agent:
         """
         if not message_types or not all(isinstance(name, str) and name for name in message_types):
             raise ValueError(f"{self.name}: on(…) needs the message types it handles, as in @agent.on('summarize')")
-        if timeout is not None and not timeout > 0:
-            raise ValueError(f"{self.name}: on({message_types[0]!r}, timeout={timeout!r}): seconds must be more than 0")
+        self._check_timeout(f"on({message_types[0]!r}", timeout)
 
         def register(function: F) -> F:
-            takes_context = _parameters(function, "a handler", ("message", "ctx"), least=1) == 2
-            # Names of the function this stands in: where text annotations of what is defined there are resolved.
-            body_type = bodies.body_type(function, describe(function), sys._getframe(1).f_locals)
-            read_body = None if body_type is None else bodies.reader(body_type)
-            for message_type in message_types:
-                known = self._handlers.get(message_type)
-                if known is not None:
-                    raise ValueError(f"{self.name}: {message_type!r} is handled by {known.where} already")
-            for message_type in message_types:
-                self._handlers[message_type] = Handler(
-                    message_type, function, _is_async(function), takes_context, timeout, body_type, read_body
-                )
+            # Where text annotations of what is defined beside the handler are resolved.
+            self._register(function, message_types, timeout, sys._getframe(1).f_locals, least=1)
             return function
 
         return register
+
+    def every(
+        self,
+        when: str | float | timedelta,
+        *,
+        message_type: str | None = None,
+        name: str | None = None,
+        body: Body | None = None,
+        timezone: str = "UTC",
+        catch_up: bool = False,
+        overlap: bool = True,
+        timeout: float | None = None,
+        priority: MessagePriority | int = MessagePriority.MEDIUM,
+        ttl: float | None = None,
+        **options: Any,
+    ) -> Callable[[F], F]:
+        """Call the decorated function on a schedule: once per slot in the whole fleet, however many replicas run.
+
+        Each slot becomes one message to the agent's own queue, handled as any other: with retries, time limit and
+        dead letters. The function takes ``(message, ctx)``, ``(message)`` or nothing, or a body as in ``on``;
+        ``message.timestamp`` is the slot. With ``message_type`` the result need not decorate anything, if ``on`` names
+        a handler for that type::
+
+            @agent.every("0 3 * * *", timezone="Europe/Berlin")
+            async def sweep(): ...
+
+            agent.every(30, message_type="poll", body={"deep": False})
+
+        A slot is fired by whichever replica is first, when the server's clock has reached it, and at most 60 s later: a
+        fleet that was away for longer does not make up for what it missed.
+
+        Args:
+            when: a cron expression of five fields (or six: seconds first), seconds, or a timedelta. The slots of the
+                latter two are counted from 1970, so that all replicas agree.
+            message_type: of the messages; None takes the function's name.
+            name: of the schedule, in message ids and figures; None takes the message type.
+            body: of each message.
+            timezone: in which the cron expression is read, such as "Europe/Berlin".
+            catch_up: after any time away fire the last slot that was missed, and no more than that one.
+            overlap: False skips a slot while the message of an earlier one is not finished.
+            timeout: as in ``on``, for the decorated function.
+            priority, ttl, options: of the messages, as in ``ctx.send``.
+
+        Raises:
+            ValueError: no such expression or time zone, a name or type that is taken, or a message that cannot be.
+            TypeError: the function takes something else, or ``when`` is none of the three.
+        """
+        slots = slots_of(when, timezone)
+        self._check_timeout(f"every({when!r}", timeout)
+        for refused in ("not_before", "deduplication_key", "ordering_key"):
+            if refused in options:
+                raise ValueError(f"{self.name}: every({when!r}, {refused}=…): a schedule has no use for it")
+
+        def make(message_type: str) -> Schedule:
+            given = {} if ttl is None else {"ttl": ttl}
+            template = AgentMessage(
+                from_agent=self.name,
+                to_agent=self.name,
+                message_type=message_type,
+                body={} if body is None else body,
+                priority=priority,
+                delivery_options=DeliveryOptions(**options),
+                **given,
+            )
+            known_as = message_type if name is None else name
+            if not SCHEDULE_NAME.fullmatch(known_as):
+                raise ValueError(
+                    f"{self.name}: every({when!r}, name={known_as!r}): "
+                    "a name is 1 to 64 letters, digits, '-', '_' and '.', with a letter or digit at both ends"
+                )
+            if known_as in self._schedules:
+                raise ValueError(f"{self.name}: there is a schedule {known_as!r} already; give this one a name=")
+            return Schedule(known_as, slots, template, catch_up, overlap)
+
+        at_once = None if message_type is None else make(message_type)
+        if at_once is not None:
+            self._schedules[at_once.name] = at_once
+
+        def register(function: F) -> F:
+            kind = message_type or str(getattr(function, "__name__", type(function).__name__))
+            schedule = at_once or make(kind)
+            self._register(function, (kind,), timeout, sys._getframe(1).f_locals, least=0)
+            self._schedules[schedule.name] = schedule
+            return function
+
+        return register
+
+    def _check_timeout(self, what: str, timeout: float | None) -> None:
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"{self.name}: {what}, timeout={timeout!r}): seconds must be more than 0")
+
+    def _register(
+        self, function: AnyFunction, message_types: tuple[str, ...], timeout: float | None,
+        names: Mapping[str, Any], *, least: int,
+    ) -> None:  # fmt: skip
+        count = _parameters(function, "a handler", ("message", "ctx"), least=least)
+        body_type = bodies.body_type(function, describe(function), names) if count else None
+        read_body = None if body_type is None else bodies.reader(body_type)
+        for message_type in message_types:
+            known = self._handlers.get(message_type)
+            if known is not None:
+                raise ValueError(f"{self.name}: {message_type!r} is handled by {known.where} already")
+        for message_type in message_types:
+            self._handlers[message_type] = Handler(
+                message_type, function, _is_async(function), count == 2, timeout, body_type, read_body, count > 0
+            )
 
     @overload
     def on_start(self, function: F) -> F: ...

@@ -160,7 +160,7 @@ def bind(agent: Agent, figures: Telemetry, default_timeout: float | None) -> dic
 
     def one(handler: Handler) -> BoundHandler:
         return BoundHandler(
-            function=handler.function if handler.read_body is None else _given_body(handler),
+            function=_taking_a_message(handler),
             where=handler.where,
             is_async=handler.is_async,
             takes_context=handler.takes_context,
@@ -171,8 +171,15 @@ def bind(agent: Agent, figures: Telemetry, default_timeout: float | None) -> dic
     return {message_type: one(handler) for message_type, handler in agent.handlers.items()}
 
 
+def _taking_a_message(handler: Handler) -> Callable[..., Any]:
+    """The handler, or what calls it with what it takes instead of a message."""
+    function = handler.function
+    if handler.read_body is not None:
+        return _given_body(handler)
+    return function if handler.takes_message else lambda _message: function()
+
+
 def _given_body(handler: Handler) -> Callable[..., Any]:
-    """A function that takes a message, as the worker gives it, and calls the handler with the message's body."""
     function, read, wanted = handler.function, handler.read_body, name_of(handler.body_type)
     assert read is not None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -10,9 +11,11 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import ValidationError
 
 from agenthive.agent import Agent
 from agenthive.bus import Bus, BusError
@@ -20,6 +23,7 @@ from agenthive.context import AgentContext, Resources
 from agenthive.health import HealthServer
 from agenthive.loader import ConfigurationError, last_line, place
 from agenthive.outage import FIRST_DELAY, Outage
+from agenthive.protocol import describe
 from agenthive.settings import Settings
 from agenthive.telemetry import Telemetry
 from agenthive.worker import Worker
@@ -46,9 +50,10 @@ class Runner:
     Args:
         agent: whose handlers run.
         settings: the environment. ``settings.agent`` wins over the agent's own name.
+        fires: whether the agent's schedules are fired by this process.
     """
 
-    def __init__(self, agent: Agent, settings: Settings) -> None:
+    def __init__(self, agent: Agent, settings: Settings, *, fires: bool = True) -> None:
         self.agent = agent
         self.settings = settings
         self.name = settings.agent or agent.name
@@ -64,6 +69,7 @@ class Runner:
             in_flight=lambda: self._worker.running if self._worker is not None else 0,
             concurrency=settings.concurrency,
         )
+        self._fires = fires
         self._worker: Worker | None = None
         self._store: Store | None = None
         self._store_checked = float("-inf")
@@ -79,9 +85,11 @@ class Runner:
         """Serve until ``stop`` is set and everything is drained.
 
         Raises:
-            ConfigurationError: the health port is taken, or this code cannot work with what it is connected to.
+            ConfigurationError: the health port is taken, a schedule's message has no handler, or this code cannot work
+                with what it is connected to.
             StartFailed: a start hook raised.
         """
+        check_schedules(self.agent)
         async with AsyncExitStack() as stack:
             health = HealthServer(live=self._live, ready=self._ready, metrics=self.telemetry.exposition)
             self.port = await self._listen(health)
@@ -131,7 +139,8 @@ class Runner:
             gc.freeze()
             log.info("serving %s: %s", self.name, ", ".join(sorted(self.agent.handlers)))
             self.serving.set()
-            await self._worker.run()
+            async with self._firing(bus):
+                await self._worker.run()
         finally:
             for hook in self.agent.stop_hooks:
                 try:
@@ -140,6 +149,22 @@ class Runner:
                     log.exception("stop hook %s failed", hook.where)
             await self._close(consumer)
             log.info("stopped")
+
+    @contextlib.asynccontextmanager
+    async def _firing(self, bus: Bus) -> AsyncIterator[None]:
+        """Fire the agent's schedules meanwhile."""
+        if not self._fires or not self.agent.schedules:
+            yield
+            return
+        from agenthive.firing import Scheduler  # noqa: PLC0415 - of use to few
+
+        scheduler = Scheduler(self.name, self.agent.schedules.values(), bus, self.telemetry, self.stop)
+        task = asyncio.create_task(scheduler.run(), name="schedules")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def _close(self, consumer: Consumer) -> None:
         if self.stuck:
@@ -255,6 +280,26 @@ class Runner:
             else:
                 self._store_outage.over()
         return self._store_outage.reason
+
+
+def check_schedules(agent: Agent) -> None:
+    """Raises ConfigurationError for a schedule whose messages would all end as dead letters."""
+    for schedule in agent.schedules.values():
+        kind, body = schedule.template.message_type, schedule.template.body
+        handler = agent.handlers.get(kind)
+        if handler is None:
+            raise ConfigurationError(
+                f"agent {agent.name}: schedule {schedule.name} sends {kind!r}, which nothing handles; "
+                f"decorate a function with every(…), or one with @agent.on({kind!r})"
+            )
+        if handler.read_body is not None:
+            try:
+                handler.read_body(body)
+            except ValidationError as error:
+                raise ConfigurationError(
+                    f"agent {agent.name}: the body of schedule {schedule.name} does not fit {handler.where}: "
+                    f"{describe(error)}"
+                ) from error
 
 
 def _returning_true(call: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[bool]]:

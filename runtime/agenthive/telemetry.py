@@ -66,6 +66,8 @@ class Telemetry:
         #: Errors by operation, such as ``claim`` or ``ack``.
         self.bus_errors: Counter[str] = Counter()
         self.store_errors: Counter[str] = Counter()
+        #: Slots of schedules by name and by what this process did with them.
+        self.firings: Counter[tuple[str, str]] = Counter()
         self.started_at = time.time()
 
     def for_type(self, message_type: str) -> TypeFigures:
@@ -122,6 +124,14 @@ class Telemetry:
             for operation, count in errors.items():
                 family.add_metric((self.agent, operation), count)
             yield family
+        firings = CounterMetricFamily(
+            "agenthive_schedule_slots",
+            "Slots of schedules this process dealt with: fired, late (nobody ran in time), overlap (skipped).",
+            labels=("agent", "schedule", "result"),
+        )
+        for (schedule, result), count in self.firings.items():
+            firings.add_metric((self.agent, schedule, result), count)
+        yield firings
 
     def _one(self, family: Metric, value: float) -> Metric:
         family.add_metric((self.agent,), value)  # type: ignore[attr-defined]

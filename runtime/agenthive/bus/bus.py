@@ -17,6 +17,7 @@ from agenthive.bus.model import (
     CancelResult,
     DeadLetter,
     DeadLetters,
+    Firing,
     LetterFilter,
     LetterReport,
     MessageStatus,
@@ -306,6 +307,56 @@ class Bus:
         The final status of their messages stays until its retention ends. Raises BusUnavailable, and ValueError.
         """
         return await self._letters.purge(agent, chosen, progress)
+
+    async def clock(self, agent: str) -> int:
+        """The time of the server that has ``agent``'s queue, ms since 1970. Raises BusUnavailable."""
+        (now,) = await self._connections.execute([library().call("clock", self._of(agent).gate)])
+        return int(now)
+
+    async def fire(
+        self,
+        schedule: str,
+        slot: int,
+        message: AgentMessage,
+        *,
+        most_late: float | None = None,
+        first: bool = False,
+        overlap: bool = True,
+    ) -> tuple[Firing, int]:
+        """Send the message of one slot of a schedule unless that was done before, in one atomic step.
+
+        Slots of one schedule only go forward. The queue's bound does not hold for such a message.
+
+        Args:
+            schedule: its name, unique in the agent the message is for.
+            slot: ms since 1970.
+            most_late: seconds after the slot until which it may be sent; None means whenever.
+            first: the caller has just started: a schedule that was never fired begins with the slot after this one.
+            overlap: False skips the slot while the message of an earlier one is pending.
+
+        Returns:
+            What became of it, and the server's time in ms.
+
+        Raises:
+            BusUnavailable: Redis does not answer; asking again is safe.
+        """
+        message = accepted_form(message, self.messaging)
+        command = library().call(
+            "fire",
+            self._of(message.to_agent).gate,
+            schedule,
+            slot,
+            -1 if most_late is None else int(most_late * 1000),
+            "1" if first else "0",
+            "0" if overlap else "1",
+            lane_of(message.priority),
+            message.message_id,
+            message.to_json(),
+            to_ms(message.ttl),
+            f"{packed_options(message)} f1".lstrip(),
+        )
+        ((outcome, now),) = await self._connections.execute([command])
+        return Firing(outcome), now
 
     def consumer(self, agent: str, *, pod: str, topics: Sequence[str] = ()) -> Consumer:
         """A consumer of ``agent``'s queue for this process; ``pod`` is the name the process keeps over restarts."""

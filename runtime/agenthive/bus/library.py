@@ -8,7 +8,17 @@ from importlib import resources
 
 from agenthive.bus.wire import Command, Connection, ReplyError
 
-FILES = ("prelude.lua", "send.lua", "finish.lua", "claim.lua", "lease.lua", "look.lua", "letters.lua", "cancel.lua")
+FILES = (
+    "prelude.lua",
+    "send.lua",
+    "every.lua",
+    "finish.lua",
+    "claim.lua",
+    "lease.lua",
+    "look.lua",
+    "letters.lua",
+    "cancel.lua",
+)
 MISSING = "ERR Function not found"
 
 

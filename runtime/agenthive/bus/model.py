@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import StrEnum
+from enum import Enum, StrEnum
 
 from agenthive.protocol import AgentMessage, MessageDeliveryStatus, MessageError, MessagePriority
 
@@ -82,6 +82,21 @@ class CancelResult(StrEnum):
     """It was final already."""
     UNKNOWN = "unknown"
     """Redis does not know it (any more)."""
+
+
+class Firing(Enum):
+    """What became of one slot of a schedule."""
+
+    FIRED = b"f"
+    DONE = b"d"
+    """It, or a later one, was dealt with before, by this process or another one."""
+    EARLY = b"e"
+    """By the server's clock it is still to come."""
+    LATE = b"l"
+    OVERLAP = b"o"
+    """Skipped: the message of an earlier slot is not finished."""
+    NOTED = b"n"
+    """Nobody ever fired this schedule: it begins with the next slot."""
 
 
 @dataclass(frozen=True, slots=True)

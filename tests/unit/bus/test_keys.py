@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from importlib import resources
+from pathlib import Path
 
 import pytest
 
+from agenthive.bus import library as library_module
 from agenthive.bus.keys import AgentKeys, agents_key, check_agent, reply_channel
 from agenthive.bus.library import FILES, Library, library
 from agenthive.settings import HiveScope
@@ -44,10 +45,10 @@ def test_the_library_is_named_by_its_content() -> None:
     assert one.call("send", "k", "a", 1) == ("FCALL", f"agenthive_{one.version}_send", 1, "k", "a", 1)
 
 
-def test_the_library_of_the_package_holds_every_file() -> None:
-    names = set(re.findall(r"define\('(\w+)'", library().code))
-    assert names == {
-        "send", "turn", "register", "renew", "reclaim", "held", "leave", "stats", "status", "replies",
-        "letters", "redrive", "cancel",
-    }  # fmt: skip
-    assert sorted(FILES) == sorted(path.name for path in resources.files("agenthive.bus").joinpath("lua").iterdir())
+def test_the_library_of_the_package_holds_every_file_and_every_function_that_is_called() -> None:
+    folder = Path(library_module.__file__).parent
+    assert sorted(FILES) == sorted(file.name for file in (folder / "lua").glob("*.lua"))
+    defined = re.findall(r"define\('(\w+)'", library().code)
+    assert len(defined) == len(set(defined))
+    called = {name for file in folder.glob("*.py") for name in re.findall(r"\bcall\(\s*\"(\w+)\"", file.read_text())}
+    assert called == set(defined)

@@ -18,6 +18,7 @@
 --   st:<n>, sg    final statuses in generations, and the current generation "<n> <started ms>"
 --   dead          stream of dead letters
 --   r:<id>        the reply to a request
+--   every:<name>  how far a schedule is, see every.lua
 --
 -- Ownership. A claimed entry is pending in the group under its consumer's name until that consumer completes it or is
 -- robbed of everything it has. The name is the claim token: it names one incarnation of one process and is never used
