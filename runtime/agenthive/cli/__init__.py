@@ -14,6 +14,7 @@ from agenthive.cli.options import Chosen, connection_options
 #: Command → where it is.
 COMMANDS = {
     "ask": "agenthive.cli.messages:ask",
+    "cancel": "agenthive.cli.queues:cancel",
     "db": "agenthive.cli.db:db",
     "dlq": "agenthive.cli.letters:dlq",
     "run": "agenthive.cli.run:run",

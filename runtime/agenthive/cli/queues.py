@@ -1,4 +1,4 @@
-"""``agenthive status`` and ``agenthive watch``: what waits, what runs, what became of it."""
+"""``agenthive status``, ``watch`` and ``cancel``: what waits, what runs, what became of it."""
 
 from __future__ import annotations
 
@@ -31,6 +31,19 @@ def status(chosen: Chosen, agent: str | None, message_id: str | None) -> None:
 def watch(chosen: Chosen, agent: str, message_id: str, timeout: float | None) -> None:
     """Follow a message to AGENT, a line for each change, until it is final; exit code 1 if it failed or expired."""
     run_async(_watch(chosen, agent, message_id, timeout))
+
+
+@click.command()
+@click.argument("agent")
+@click.argument("message_id")
+@click.option("--reason", default="", metavar="TEXT", help="Why; part of its error, and told to whoever asked.")
+@connection_options
+def cancel(chosen: Chosen, agent: str, message_id: str, reason: str) -> None:
+    """Take a message to AGENT that waits, is delayed or is to be retried out of the queue.
+
+    Prints cancelled, or, with exit code 1: running, finished or unknown; then nothing was done.
+    """
+    run_async(_cancel(chosen, agent, message_id, reason))
 
 
 async def _queues(chosen: Chosen, agent: str | None) -> None:
@@ -115,6 +128,17 @@ async def _watch(chosen: Chosen, agent: str, message_id: str, timeout: float | N
             else:
                 click.echo(f"{local_time(datetime.now(UTC))}  {_change(found)}")
     if found.status != "delivered":
+        raise click.exceptions.Exit(1)
+
+
+async def _cancel(chosen: Chosen, agent: str, message_id: str, reason: str) -> None:
+    async with bus_of(await settings_of(chosen)) as bus:
+        result = await bus.cancel(agent, message_id, reason)
+    if chosen.json:
+        print_json({"agent": agent, "message_id": message_id, "result": result})
+    else:
+        click.echo(result)
+    if result != "cancelled":
         raise click.exceptions.Exit(1)
 
 
