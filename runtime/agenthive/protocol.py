@@ -226,7 +226,7 @@ class DeliveryOptions(BaseModel):
         None,
         min_length=1,
         max_length=256,
-        description="Messages of one key within the hive's window are one message. This version refuses to send it.",
+        description="Messages of one key to one agent within the hive's deduplicationSeconds are one: the first.",
     )
     ordering_key: str | None = Field(
         None,

@@ -81,6 +81,12 @@ class Messaging(Policy):
     status_seconds: int = Field(
         3600, ge=1, le=2_592_000, description="How long the final status of a message can be looked up, seconds."
     )
+    deduplication_seconds: int = Field(
+        300,
+        ge=1,
+        le=86_400,
+        description="How long messages to one agent with one deduplication_key are one message, seconds.",
+    )
     priority_weights: PriorityWeights = Field(
         default_factory=PriorityWeights, description="Share of each priority under contention."
     )

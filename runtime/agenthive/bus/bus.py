@@ -105,22 +105,23 @@ class Bus:
         """Put ``message`` into its recipient's queue and return its id, once Redis has it.
 
         Sending one id again, even after an error, never makes two messages of it (as long as its status is kept).
+        Of messages with one ``deduplication_key`` the queue takes the first, and for ``deduplicationSeconds`` after it
+        no other: sending another then returns the id of the first.
         A full queue is waited for at most ``wait`` seconds. Raises QueueFull, BusUnavailable, and ValueError for a
         recipient or an option that cannot be.
         """
         message = accepted_form(message, self.messaging)
-        await self._sender.send(
+        return await self._sender.send(
             self._of(message.to_agent).gate,
             (
                 lane_of(message.priority),
                 message.message_id,
                 message.to_json(),
                 to_ms(message.ttl),
-                packed_options(message),
+                packed_options(message, self.messaging),
             ),
             wait,
         )
-        return message.message_id
 
     async def request(self, message: AgentMessage, timeout: float) -> AgentMessage:
         """Send ``message`` and return the reply to it: a message of type ``reply`` whose body is ``{"result": …}``.
@@ -130,6 +131,11 @@ class Bus:
         """
         if timeout <= 0:
             raise ValueError(f"timeout is {timeout}; it must be greater than 0 seconds")
+        if message.delivery_options.deduplication_key is not None:
+            raise ValueError(
+                "a request cannot have a deduplication_key, for the reply goes to whoever sent the first message of "
+                "that key; leave it out, or use send"
+            )
         ttl = min(float(timeout), message.ttl if "ttl" in message.model_fields_set else self.messaging.ttl_seconds)
         asked = message.model_copy(update={"ttl": ttl, "reply_to": REPLY_MARK + self._replies.process})
         loop = asyncio.get_running_loop()

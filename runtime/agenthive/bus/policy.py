@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from agenthive.protocol import AgentMessage, MessagePriority
 from agenthive.settings import Messaging, PriorityWeights
@@ -98,20 +99,21 @@ def accepted_form(message: AgentMessage, messaging: Messaging) -> AgentMessage:
     options = message.delivery_options
     if options.ordering_key is not None:
         raise ValueError("delivery_options.ordering_key is not supported by this version; leave it out")
-    if options.deduplication_key is not None:
-        raise ValueError(
-            "delivery_options.deduplication_key is not supported by this version; "
-            "send the same message_id again instead: one id is delivered as one message"
-        )
     if "ttl" not in message.model_fields_set and message.ttl != messaging.ttl_seconds:
         return message.model_copy(update={"ttl": float(messaging.ttl_seconds)})
     return message
 
 
-def packed_options(message: AgentMessage) -> str:
-    """Delivery options in the form lua/prelude.lua reads (``options_of``)."""
+def packed_options(message: AgentMessage, messaging: Messaging | None = None) -> str:
+    """Delivery options in the form lua/prelude.lua reads (``options_of``).
+
+    The deduplication key, first if there is one, is only for a message on its way to its queue: where ``messaging``
+    gives it a window. Once accepted, a message is not compared again.
+    """
     options = message.delivery_options
     words = []
+    if options.deduplication_key is not None and messaging is not None:
+        words.append(f"d{messaging.deduplication_seconds * 1000}:{encoded_key(options.deduplication_key)}")
     if options.not_before is not None:
         words.append(f"b{max(0, int(options.not_before.timestamp() * 1000))}")
     if options.max_retries is not None:
@@ -121,6 +123,11 @@ def packed_options(message: AgentMessage) -> str:
     if message.reply_to is not None and message.reply_to.startswith("@"):
         words.append(f"y{message.reply_to[1:]} l{to_ms(message.ttl)}")
     return " ".join(words)
+
+
+def encoded_key(key: str) -> str:
+    """Any text as one word of ASCII."""
+    return quote(key, safe="")
 
 
 def lane_of(priority: MessagePriority) -> int:

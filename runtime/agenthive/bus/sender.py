@@ -16,6 +16,8 @@ from agenthive.bus.wire import Command, ConnectionLost, ReplyError
 
 log = logging.getLogger(__name__)
 
+FULL, DUPLICATE = b"03"
+"""Results of a message, see lua/send.lua."""
 BATCH_MESSAGES = 500
 """Most messages of one function call."""
 BATCH_BYTES = 4 * 1024 * 1024
@@ -28,7 +30,8 @@ class Item:
 
     arguments: tuple[int, str, bytes, int, str]
     """lane, id, document, ttl (ms), packed options"""
-    done: asyncio.Future[None]
+    done: asyncio.Future[str]
+    """The id of the message that was accepted: its own, or that of an earlier one with its deduplication key."""
     deadline: float
     """Loop time until which a full queue, or a Redis that is away, is waited for."""
 
@@ -57,8 +60,11 @@ class Sender:
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    async def send(self, gate: str, arguments: tuple[int, str, bytes, int, str], wait: float) -> None:
-        """Return once the message is accepted. Raises QueueFull or BusUnavailable after ``wait`` seconds."""
+    async def send(self, gate: str, arguments: tuple[int, str, bytes, int, str], wait: float) -> str:
+        """Return the message's id once it is accepted, or the id of the one that its deduplication key stands for.
+
+        Raises QueueFull or BusUnavailable after ``wait`` seconds.
+        """
         self._connections.check()
         loop = asyncio.get_running_loop()
         if self._task is None:
@@ -69,7 +75,7 @@ class Sender:
             outbox = self._outboxes[gate] = Outbox(gate)
         outbox.items.append(item)
         self._work.set()
-        await item.done
+        return await item.done
 
     async def _run(self) -> None:
         while True:
@@ -159,11 +165,15 @@ class Sender:
             _fail(batch, BusUnavailable(f"Redis at {self._lane.endpoint} did not accept the message: {answer}"))
             return
         full = []
-        for item, result in zip(batch, answer, strict=True):
-            if result == 48:  # "0"
+        results, *earlier = answer.split(b"\n")
+        others = iter(earlier)
+        for item, result in zip(batch, results, strict=True):
+            if result == FULL:
                 full.append(item)
-            elif not item.done.done():
-                item.done.set_result(None)
+                continue
+            accepted = next(others).decode() if result == DUPLICATE else item.arguments[1]
+            if not item.done.done():
+                item.done.set_result(accepted)
         if full:
             loop = asyncio.get_running_loop()
             outbox.items.extendleft(reversed(full))

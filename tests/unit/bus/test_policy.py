@@ -125,7 +125,7 @@ def test_a_message_without_ttl_takes_the_hives() -> None:
     assert accepted_form(default, Messaging()) is default
 
 
-@pytest.mark.parametrize("option", ["ordering_key", "deduplication_key"])
+@pytest.mark.parametrize("option", ["ordering_key"])
 def test_an_option_that_is_not_delivered_is_refused(option: str) -> None:
     with pytest.raises(ValueError, match=f"{option} is not supported"):
         accepted_form(make(delivery_options={option: "k"}), Messaging())
@@ -148,6 +148,12 @@ def test_an_option_that_is_not_delivered_is_refused(option: str) -> None:
 )
 def test_options_as_the_functions_read_them(fields: dict[str, Any], words: str) -> None:
     assert packed_options(make(**fields)) == words
+
+
+def test_a_deduplication_key_is_one_word_before_all_others_and_only_on_the_way_to_the_queue() -> None:
+    message = make(delivery_options={"deduplication_key": "a b\n%é:", "max_retries": 1})
+    assert packed_options(message, Messaging(deduplication_seconds=2)) == "d2000:a%20b%0A%25%C3%A9%3A r1"
+    assert packed_options(message) == "r1"
 
 
 def test_lanes_are_priorities() -> None:

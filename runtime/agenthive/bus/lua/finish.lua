@@ -61,7 +61,7 @@ local function acknowledge(P, argv, at, now, life)
     local key, fresh = finals_key(P, now, life)
     redis.call('HSET', key, unpack(argv, ids + total, ids + 3 * total - 1))
     if fresh then
-      expire_finals(key, life)
+      expire_kept(key, life)
     end
   end
   return ids + 3 * total

@@ -16,6 +16,7 @@
 --   alarm         "<due ms> <consumer>[ <deputy>]": which parked consumer wakes by itself when the next delay ends, and
 --                 which one a little later, should the first have died
 --   st:<n>, sg    final statuses in generations, and the current generation "<n> <started ms>"
+--   dd:<n>, dg    deduplication keys in generations, each with "<accepted ms> <message id>"
 --   dead          stream of dead letters
 --   r:<id>        the reply to a request
 --   every:<name>  how far a schedule is, see every.lua
@@ -32,6 +33,7 @@ local GROUP = 'agents'
 local NOBODY = 'nobody' -- the group's consumer that holds entries which were read once and wait to be claimed again
 local GENERATIONS = 4
 local STATUS_LIMIT = 200000 -- final statuses kept per agent, whatever their age
+local KEYS_LIMIT = 500000 -- deduplication keys kept per agent, whatever their age
 local DEAD_LIMIT = 100000 -- dead letters kept per agent
 local FOREVER = 90000000000000
 local DEPUTY_MS = 30 -- after the alarm
@@ -143,7 +145,8 @@ end
 
 -- Options of an entry: words of one letter and a value.
 -- b not_before, a accepted (where the entry's own time does not tell), r max_retries, k0 no acknowledgement,
--- y reply address, l life of the reply, f1 not subject to the queue's bound.
+-- y reply address, l life of the reply, f1 not subject to the queue's bound. Only on the way to the queue: d
+-- "<window ms>:<deduplication key>", percent-encoded.
 local function options_of(words)
   if words == '' then
     return NO_OPTIONS
@@ -166,18 +169,22 @@ local function reply(P, id, address, life, payload)
   redis.call('PUBLISH', 'ah:{' .. hive .. '}:reply:' .. address, id)
 end
 
--- Final statuses of `ids`, false for each that has none.
-local function finals_of(P, ids)
+-- What a message's id or key has left behind is kept in a few hashes, the oldest of which is dropped whole: no key and
+-- no expiry per message, and a bound on their number. `pointer` is the key that says which of the hashes, `name` .. <n>,
+-- is the current one.
+
+-- The newest values of `fields`, false for each that has none.
+local function find_kept(P, pointer, name, fields)
   local found = {}
-  for i = 1, #ids do
+  for i = 1, #fields do
     found[i] = false
   end
-  local current = redis.call('GET', P .. 'sg')
+  local current = redis.call('GET', P .. pointer)
   if current then
     local generation = tonumber(string.match(current, '^%d+'))
     for g = generation, generation - GENERATIONS, -1 do
-      local values = redis.call('HMGET', P .. 'st:' .. g, unpack(ids))
-      for i = 1, #ids do
+      local values = redis.call('HMGET', P .. name .. g, unpack(fields))
+      for i = 1, #fields do
         found[i] = found[i] or values[i]
       end
     end
@@ -185,35 +192,45 @@ local function finals_of(P, ids)
   return found
 end
 
--- The hash that takes final statuses now, each "code finished claimed attempts accepted [error]" (d delivered,
--- f failed, e expired) by message id. They live in a few hashes, the oldest of which is dropped whole: no key and no
--- expiry per message, and a bound on their number. Returns the key, and whether it is new (then `expire_finals`).
-local function finals_key(P, now, life)
-  local current = redis.call('GET', P .. 'sg')
+-- The hash that takes values now, which are kept for `life` (ms). Returns its key, and whether it is new (then
+-- `expire_kept`, once it holds something).
+local function keep_in(P, pointer, name, limit, now, life)
+  local current = redis.call('GET', P .. pointer)
   local generation, started = 0, 0
   if current then
     generation, started = string.match(current, '^(%d+) (%d+)$')
     generation, started = tonumber(generation), tonumber(started)
-    local key = P .. 'st:' .. generation
-    if now - started <= life / GENERATIONS and redis.call('HLEN', key) < STATUS_LIMIT / GENERATIONS then
+    local key = P .. name .. generation
+    if now - started <= life / GENERATIONS and redis.call('HLEN', key) < limit / GENERATIONS then
       return key, false
     end
   end
   generation = generation + 1
-  local key = P .. 'st:' .. generation
-  redis.call('SET', P .. 'sg', generation .. ' ' .. as_ms(now), 'PX', as_ms(life * 2))
-  redis.call('UNLINK', key, P .. 'st:' .. (generation - GENERATIONS - 1))
+  local key = P .. name .. generation
+  redis.call('SET', P .. pointer, generation .. ' ' .. as_ms(now), 'PX', as_ms(life * 2))
+  redis.call('UNLINK', key, P .. name .. (generation - GENERATIONS - 1))
   return key, true
 end
 
-local function expire_finals(key, life)
+local function expire_kept(key, life)
   redis.call('PEXPIRE', key, as_ms(life + life / GENERATIONS))
+end
+
+-- Final statuses of `ids`, false for each that has none.
+local function finals_of(P, ids)
+  return find_kept(P, 'sg', 'st:', ids)
+end
+
+-- The hash that takes final statuses now, each "code finished claimed attempts accepted [error]" (d delivered,
+-- f failed, e expired) by message id. Returns the key, and whether it is new (then `expire_kept`).
+local function finals_key(P, now, life)
+  return keep_in(P, 'sg', 'st:', STATUS_LIMIT, now, life)
 end
 
 local function keep_final(P, id, value, now, life)
   local key, fresh = finals_key(P, now, life)
   redis.call('HSET', key, id, value)
   if fresh then
-    expire_finals(key, life)
+    expire_kept(key, life)
   end
 end

@@ -1,7 +1,8 @@
 -- send: accept messages into an agent's queue.
 -- ARGV: "1" if the batch may have been accepted before (a repetition after a lost connection), bound of the queue,
 -- then per message: lane, id, JSON document, ttl (ms), options ("" for none).
--- Returns one character per message: 1 accepted, 2 already known (accepted before), 0 refused: the queue is full.
+-- Returns one character per message: 1 accepted, 2 already known (accepted before), 0 refused: the queue is full, 3 not
+-- accepted, for an earlier message has its deduplication key. For each of the latter a line follows: that message's id.
 
 -- Hold a message back until `due`.
 local function hold(P, id, lane, document, meta, due, now)
@@ -10,17 +11,54 @@ local function hold(P, id, lane, document, meta, due, now)
   redis.call('ZADD', P .. 'delayed', as_ms(due), 'h' .. id)
 end
 
+-- A deduplication key among the options of a message: it is the first word. Returns the window (ms) and the key.
+local function deduplication_of(words)
+  local window, key = string.match(words, '^d(%d+):(%S+)')
+  return tonumber(window), key
+end
+
+-- Whose deduplication keys were used within their windows. `keys` are [number of the message] = { window, key }.
+-- Returns by key the id of the message that was accepted with it.
+local function takers_of(P, keys, now)
+  local names, windows, takers = {}, {}, {}
+  for _, pair in pairs(keys) do
+    windows[#windows + 1], names[#names + 1] = pair[1], pair[2]
+  end
+  for i, kept in ipairs(find_kept(P, 'dg', 'dd:', names)) do
+    local accepted, id = string.match(kept or '', '^(%d+) (.+)$')
+    if id and now - tonumber(accepted) < windows[i] then
+      takers[names[i]] = id
+    end
+  end
+  return takers
+end
+
+-- From now on `key` stands for the message `id`.
+local function keep_taker(P, key, id, now, window)
+  local hash, fresh = keep_in(P, 'dg', 'dd:', KEYS_LIMIT, now, window)
+  redis.call('HSET', hash, key, as_ms(now) .. ' ' .. id)
+  if fresh then
+    expire_kept(hash, window)
+  end
+end
+
 local function send(keys, argv)
   local P = prefix_of(keys)
   local now = now_ms()
   local bound = tonumber(argv[2])
-  local ids, count = {}, 0
+  local ids, count, unique = {}, 0, nil
   for i = 4, #argv, 5 do
     count = count + 1
     ids[count] = argv[i]
+    local window, key = deduplication_of(argv[i + 3])
+    if key then
+      unique = unique or {}
+      unique[count] = { window, key }
+    end
   end
   local known = redis.call('HMGET', P .. 'ids', unpack(ids))
   local finals = argv[1] == '1' and finals_of(P, ids)
+  local takers = unique and takers_of(P, unique, now)
   local length = redis.call('HLEN', P .. 'held')
   local streams, places = {}, {}
   for _, lane in ipairs(LANES) do
@@ -28,18 +66,27 @@ local function send(keys, argv)
     length = length + redis.call('XLEN', streams[lane])
   end
 
-  local results, records, changes, seen = {}, {}, 0, {}
+  local results, earlier, records, changes, seen = {}, {}, {}, 0, {}
   local ready, earliest = false, nil
   local like_ttl, expiry = nil, nil -- most messages of a batch expire alike
   for n = 1, count do
     local id, at = ids[n], 5 * n - 2
     local lane, document, ttl, words = argv[at], argv[at + 2], argv[at + 3], argv[at + 4]
     local options = options_of(words)
+    local pair = unique and unique[n]
     if known[n] or seen[id] or (finals and finals[n]) then
       results[n] = '2'
+    elseif pair and takers[pair[2]] then
+      results[n] = '3'
+      earlier[#earlier + 1] = '\n' .. takers[pair[2]]
     elseif length >= bound and not options.f then
       results[n] = '0'
     else
+      if pair then
+        takers[pair[2]] = id
+        keep_taker(P, pair[2], id, now, pair[1])
+        words = string.match(words, '^%S+ ?(.*)$')
+      end
       local due = options.b and tonumber(options.b) or 0
       local entry
       if due > now then
@@ -70,7 +117,7 @@ local function send(keys, argv)
   if earliest then
     wake_by(P, earliest, now)
   end
-  return table.concat(results)
+  return table.concat(results) .. table.concat(earlier)
 end
 
 define('send', send, {})
