@@ -26,7 +26,7 @@ from agenthive.outage import FIRST_DELAY, Outage
 from agenthive.protocol import describe
 from agenthive.settings import Settings
 from agenthive.telemetry import Telemetry
-from agenthive.worker import Worker
+from agenthive.worker import OnFailure, Worker
 
 if TYPE_CHECKING:
     from agenthive.bus import Consumer
@@ -51,9 +51,12 @@ class Runner:
         agent: whose handlers run.
         settings: the environment. ``settings.agent`` wins over the agent's own name.
         fires: whether the agent's schedules are fired by this process.
+        on_failure: as the worker's.
     """
 
-    def __init__(self, agent: Agent, settings: Settings, *, fires: bool = True) -> None:
+    def __init__(
+        self, agent: Agent, settings: Settings, *, fires: bool = True, on_failure: OnFailure | None = None
+    ) -> None:
         self.agent = agent
         self.settings = settings
         self.name = settings.agent or agent.name
@@ -70,6 +73,7 @@ class Runner:
             concurrency=settings.concurrency,
         )
         self._fires = fires
+        self._on_failure = on_failure
         self._worker: Worker | None = None
         self._store: Store | None = None
         self._store_checked = float("-inf")
@@ -134,6 +138,7 @@ class Runner:
                 default_timeout=self.settings.messaging.handler_timeout_seconds,
                 stop=self.stop,
                 drain_seconds=self.settings.drain_seconds,
+                on_failure=self._on_failure,
             )
             # What start-up made lives as long as the process: the collector need not walk it again.
             gc.freeze()

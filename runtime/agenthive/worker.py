@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 #: After the drain time cancelled handlers get this long to clean up, and finished ones to be acknowledged, seconds.
 CLEANUP_SECONDS = 5.0
 
+OnFailure = Callable[["AgentMessage", BaseException | None], None]
+
 
 class Worker:
     """Runs the handlers of one agent on the messages of one consumer.
@@ -64,6 +66,7 @@ class Worker:
         default_timeout: seconds one handling may take where its handler says nothing; None means no limit.
         stop: once set, the worker claims no more, drains, and ``run`` returns.
         drain_seconds: how long running handlers may take to finish then.
+        on_failure: told of each handling that failed, with what was raised (None: it outran its time limit).
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Worker:
         default_timeout: float | None,
         stop: asyncio.Event,
         drain_seconds: float,
+        on_failure: OnFailure | None = None,
     ) -> None:
         self._resources = resources
         self._consumer = consumer
@@ -84,6 +88,7 @@ class Worker:
         self._concurrency = concurrency
         self._stop = stop
         self._drain_seconds = drain_seconds
+        self._on_failure = on_failure
         self._handlers = bind(agent, figures, default_timeout)
         self._unknown = unknown_type(agent, resources.agent, figures)
         self._message_log = resources.store.messages if resources.store is not None else None
@@ -220,6 +225,8 @@ class Worker:
             self._figures.store_errors["handler"] += 1
         elif isinstance(error, BusUnavailable):
             self._figures.bus_errors["handler"] += 1
+        if self._on_failure is not None:
+            self._on_failure(run.delivery.message, error)
         if isinstance(verdict, Fail):
             log.warning("attempt %d failed: %s", run.delivery.attempt, verdict.error)
         elif isinstance(verdict, Discard):
