@@ -6,7 +6,7 @@ import traceback
 
 import pytest
 
-from agenthive.bus.wire import Endpoint
+from agenthive.bus.endpoint import Endpoint
 from agenthive.store.database import Address
 from agenthive.urls import split_url
 from agenthive_operator.backends.reports import endpoint_of

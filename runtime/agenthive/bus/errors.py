@@ -16,6 +16,14 @@ class BusUnavailable(BusError):  # noqa: N818 - reads as what it is
     """Redis cannot be used: unreachable, wrong password, too old, out of memory. The text says which."""
 
 
+class AccessDenied(BusUnavailable):
+    """Redis refuses the user, the password or a command this user needs."""
+
+
+class NotReplicated(BusUnavailable):
+    """No replica confirmed what was sent (``durability: replicated``); the message may have been accepted."""
+
+
 class QueueFull(BusError):  # noqa: N818
     """The recipient's queue stayed at its bound until the sender's deadline; the message was not accepted."""
 

@@ -12,16 +12,13 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, cast
-from urllib.parse import parse_qs, unquote
 
 import hiredis
 
-from agenthive.bus.errors import BusUnavailable
-from agenthive.urls import split_url
+from agenthive.bus.endpoint import Endpoint
+from agenthive.bus.errors import AccessDenied, BusUnavailable
 
-DEFAULT_PORT = 6379
 Command = tuple[str | bytes | int, ...]
 _MISSING = object()
 
@@ -37,73 +34,6 @@ class ReplyError(Exception):
 
 class ConnectionLost(Exception):  # noqa: N818 - an event more than a mistake
     """The connection ended before all answers came: what was asked may or may not have been done."""
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where Redis is and how to get in. ``parse`` reads ``redis://`` and ``rediss://`` URLs."""
-
-    host: str
-    port: int
-    db: int = 0
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    tls: ssl.SSLContext | None = None
-    client_name: str = "agenthive"
-    connect_timeout: float = 5.0
-    socket_timeout: float = 5.0
-
-    @classmethod
-    def parse(cls, url: str, **options: Any) -> Endpoint:
-        """``redis[s]://[[user]:password@]host[:port][/db]``; ``rediss`` takes the options ``ssl_ca_certs``,
-        ``ssl_certfile``, ``ssl_keyfile`` (paths) and ``ssl_cert_reqs=none|required`` in its query.
-
-        Raises ValueError that says what is wrong; it never shows the password.
-        """
-        parts = split_url(url, "the Redis URL")
-        if parts.scheme not in {"redis", "rediss"}:
-            raise ValueError(f"the Redis URL starts with {parts.scheme or 'nothing'}://; write redis:// or rediss://")
-        if not parts.hostname:
-            raise ValueError("the Redis URL names no host; write redis://host:6379/0")
-        path = parts.path.strip("/")
-        if path and not path.isdigit():
-            raise ValueError(f"the Redis URL ends with /{path}; write the number of a database, such as /0")
-        query = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
-        return cls(
-            host=parts.hostname,
-            port=parts.port or DEFAULT_PORT,
-            db=int(path or query.pop("db", "0")),
-            username=unquote(parts.username) if parts.username else None,
-            password=unquote(parts.password) if parts.password else None,
-            tls=_tls_context(parts.scheme == "rediss", query),
-            **options,
-        )
-
-    def __str__(self) -> str:
-        return f"{'rediss' if self.tls else 'redis'}://{self.host}:{self.port}/{self.db}"
-
-
-def _tls_context(secure: bool, query: dict[str, str]) -> ssl.SSLContext | None:
-    known = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs"} if secure else set()
-    unknown = sorted(query.keys() - known)
-    if unknown:
-        options = f"it knows {', '.join(sorted(known))}" if secure else "it has none"
-        raise ValueError(f"unknown option {unknown[0]!r} in the Redis URL; {options}")
-    if not secure:
-        return None
-    try:
-        context = ssl.create_default_context(cafile=query.get("ssl_ca_certs"))
-        if "ssl_certfile" in query:
-            context.load_cert_chain(query["ssl_certfile"], query.get("ssl_keyfile"))
-    except OSError as error:
-        raise ValueError(f"a certificate file of the Redis URL cannot be used: {error}") from error
-    requirement = query.get("ssl_cert_reqs", "required")
-    if requirement == "none":
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    elif requirement != "required":
-        raise ValueError(f"ssl_cert_reqs={requirement!r} in the Redis URL; write none or required")
-    return context
 
 
 class Connection(asyncio.Protocol):
@@ -135,14 +65,18 @@ class Connection(asyncio.Protocol):
             while (reply := self._reader.gets(False)) is not _MISSING:
                 self._replies.append(reply)
         except hiredis.ProtocolError as error:
-            self._fail(ConnectionLost(f"the server does not speak the Redis protocol: {error}"))
+            self._fail(
+                ConnectionLost(f"the server does not speak the Redis protocol, or only over TLS (rediss://): {error}")
+            )
             return
         if self._waiter is not None and len(self._replies) >= self._wanted and not self._waiter.done():
             self._waiter.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop."""
-        self._fail(ConnectionLost(str(exc) if exc else "the server closed the connection"))
+        lost = ConnectionLost(str(exc) if exc else "the server closed the connection")
+        lost.__cause__ = exc
+        self._fail(lost)
         if not self._closed.done():
             self._closed.set_result(None)
 
@@ -237,7 +171,7 @@ def _end_wait(waiter: asyncio.Future[None]) -> None:
 
 
 async def open_connection(endpoint: Endpoint) -> Connection:
-    """Connect, authenticate, choose the database, set the client's name.
+    """Connect to one server, authenticate, choose the database, set the client's name.
 
     Raises ConnectionLost where trying again later may help, BusUnavailable where it will not (wrong password).
     """
@@ -249,16 +183,21 @@ async def open_connection(endpoint: Endpoint) -> Connection:
                 endpoint.host,
                 endpoint.port,
                 ssl=endpoint.tls,
-                server_hostname=endpoint.host if endpoint.tls and endpoint.tls.check_hostname else None,
+                server_hostname=endpoint.host if endpoint.tls else None,
             )
     except TimeoutError as error:
         raise ConnectionLost(f"no connection within {endpoint.connect_timeout:g} s") from error
     except ssl.SSLError as error:
-        raise BusUnavailable(f"cannot use Redis at {endpoint}: TLS failed: {error}") from error
+        raise BusUnavailable(f"cannot use Redis at {endpoint}: {explain_tls(error)}") from error
     except OSError as error:
         raise ConnectionLost(str(error)) from error
     try:
         await _greet(connection, endpoint)
+    except ConnectionLost as error:
+        await connection.aclose()
+        if isinstance(error.__cause__, ssl.SSLError):  # TLS 1.3: a server refuses a client after the handshake
+            raise BusUnavailable(f"cannot use Redis at {endpoint}: {explain_tls(error.__cause__)}") from error
+        raise
     except BaseException:
         await connection.aclose()
         raise
@@ -280,10 +219,26 @@ async def _greet(connection: Connection, endpoint: Endpoint) -> None:
             continue
         if answer.code in {"LOADING", "MASTERDOWN"}:
             raise ConnectionLost(str(answer))
-        raise BusUnavailable(f"cannot use Redis at {endpoint}: {_explain(answer)}")
+        if answer.code in {"WRONGPASS", "NOAUTH", "NOPERM"} or "AUTH" in str(answer):
+            raise AccessDenied(
+                f"cannot use Redis at {endpoint}: it refuses the user name or password of the URL ({answer})"
+            )
+        raise BusUnavailable(f"cannot use Redis at {endpoint}: {answer}")
 
 
-def _explain(error: ReplyError) -> str:
-    if error.code in {"WRONGPASS", "NOAUTH"} or "AUTH" in str(error):
-        return f"it refuses the user name or password of the URL ({error})"
-    return str(error)
+def explain_tls(error: ssl.SSLError) -> str:
+    """What a TLS error means for the URL. Pure."""
+    reason = error.reason or ""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        hint = "the server's certificate is not trusted; name the file of its CA by ssl_ca_certs in the URL"
+        if "match" in error.verify_message:
+            hint = "the server's certificate is for another name; write the name it is for, or ssl_check_hostname=false"
+    elif "CERTIFICATE_REQUIRED" in reason or "HANDSHAKE_FAILURE" in reason:
+        hint = "the server wants a client certificate; name its files by ssl_certfile and ssl_keyfile in the URL"
+    elif "UNKNOWN_CA" in reason or "BAD_CERTIFICATE" in reason:
+        hint = "the server does not trust the client certificate of ssl_certfile"
+    elif reason in {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}:
+        hint = "the server does not speak TLS here; write redis:// for a plain connection"
+    else:
+        hint = "no secure connection"
+    return f"TLS failed: {hint} ({error})"
