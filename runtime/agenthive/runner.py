@@ -190,7 +190,7 @@ class Runner:
                 settings.scope,
                 messaging=settings.messaging,
                 pool=settings.redis_pool,
-                client_name=self.pod,
+                client_name=f"agenthive:{self.pod}",
             )
 
         try:

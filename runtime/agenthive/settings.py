@@ -7,7 +7,7 @@ A new tuning field is therefore added here and nowhere else.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic.alias_generators import to_camel
@@ -92,6 +92,9 @@ class Messaging(Policy):
     )
     queue: QueuePolicy = Field(default_factory=QueuePolicy, description="Bound of each agent's queue.")
     topics: TopicPolicy = Field(default_factory=TopicPolicy, description="What each topic of the hive keeps.")
+    durability: Literal["default", "replicated"] = Field(
+        "default", description="When a message counts as sent: in the master, or also in a replica (replicated)."
+    )
 
 
 class CircuitBreaker(Policy):

@@ -13,7 +13,7 @@ from agenthive.bus import Bus
 from agenthive.settings import HiveScope, RedisPool
 from agenthive_operator.backends.reports import Figures, StoreReport, endpoint_of, without_secret
 
-CLIENT_NAME: Final = "agenthive-operator"
+CLIENT_NAME: Final = "agenthive:operator"
 PROBE_SECONDS: Final = 5.0
 OLDEST: Final = (7, 0)
 DEFAULT_PORT: Final = 6379

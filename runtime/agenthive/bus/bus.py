@@ -9,6 +9,7 @@ from typing import Self
 
 from agenthive.bus.connections import Connections
 from agenthive.bus.consumer import Consumer
+from agenthive.bus.endpoint import Endpoint
 from agenthive.bus.errors import BusError, RequestTimeout
 from agenthive.bus.keys import REPLY_MARK, AgentKeys, agents_key
 from agenthive.bus.letters import Letters, batches
@@ -27,9 +28,8 @@ from agenthive.bus.model import (
 )
 from agenthive.bus.policy import accepted_form, lane_of, packed_options, to_ms
 from agenthive.bus.replies import ReplyReader
-from agenthive.bus.sender import Sender
+from agenthive.bus.shards import sender_for
 from agenthive.bus.watches import Watches
-from agenthive.bus.wire import Endpoint
 from agenthive.protocol import AgentMessage
 from agenthive.settings import HiveScope, Messaging, RedisPool
 
@@ -54,7 +54,7 @@ class Bus:
         self.scope = scope
         self.messaging = messaging
         self._connections = connections
-        self._sender = Sender(connections, messaging.queue.max_length)
+        self._sender = sender_for(connections, messaging.queue.max_length, durable=messaging.durability == "replicated")
         self._replies = ReplyReader(connections, scope)
         self._letters = Letters(connections, self._of)
         self._watches = Watches(self._statuses, self._unknown)
@@ -98,8 +98,8 @@ class Bus:
 
     @property
     def available(self) -> bool:
-        """Whether Redis answered when it was last asked; false while the circuit is open."""
-        return not self._connections.breaker.open
+        """Whether Redis (every master of a cluster) answered when last asked; false while a circuit is open."""
+        return self._connections.available
 
     async def send(self, message: AgentMessage, *, wait: float = SEND_WAIT_SECONDS) -> str:
         """Put ``message`` into its recipient's queue and return its id, once Redis has it.

@@ -61,8 +61,8 @@ class Consumer:
         self._agents_key = agents_key(scope)
         self._keys = AgentKeys.of(scope, agent)
         self._messaging = messaging
-        self._lane = connections.lane()
-        self._parking = Parking(connections.lane(), self._keys.wake, self._woken)
+        self._lane = connections.lane(self._keys.gate)
+        self._parking = Parking(connections.lane(self._keys.gate), self._keys.wake, self._woken)
         self._lease = LeaseKeeper(connections.endpoint, self._keys.gate, self.name, messaging.lease_seconds)
         self._wheel = LaneWheel(messaging.priority_weights, random.random())  # noqa: S311 - a place to start
         self._most_slots = 0
@@ -450,8 +450,9 @@ class Consumer:
         self._ready.clear()
         lease = int(self._messaging.lease_seconds * 1000)
         register = library().call("register", self._keys.gate, self.name, lease)
-        await self._lane.execute([("SADD", self._agents_key, self.agent), register])
+        await self._lane.execute([register])
         self._lease.rename(self.name)
+        await self._connections.execute([("SADD", self._agents_key, self.agent)])
 
     def _settle(self) -> None:
         """Work the last answer off, if that was not done yet: tell the callers, hand out the messages."""

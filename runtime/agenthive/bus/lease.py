@@ -7,12 +7,11 @@ import logging
 import threading
 from typing import Any
 
-from agenthive.bus.breaker import Breaker
-from agenthive.bus.connections import Lane
+from agenthive.bus.endpoint import Endpoint
 from agenthive.bus.errors import BusUnavailable
+from agenthive.bus.lanes import Lane, lane_apart
 from agenthive.bus.library import library
-from agenthive.bus.wire import Command, ConnectionLost, Endpoint, ReplyError
-from agenthive.settings import CircuitBreaker
+from agenthive.bus.wire import Command, ConnectionLost, ReplyError
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ class LeaseKeeper:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         self._started.set()
-        lane = Lane(self._lane_endpoint, Breaker(CircuitBreaker()))
+        lane = lane_apart(self._lane_endpoint, self._gate)
         healthy_since = self._loop.time()
         pause = self._seconds / RENEWALS_PER_LEASE
         try:

@@ -6,8 +6,8 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from agenthive.bus.connections import Lane
 from agenthive.bus.errors import BusUnavailable
+from agenthive.bus.lanes import Lane
 from agenthive.bus.wire import ConnectionLost, ReplyError
 
 log = logging.getLogger(__name__)

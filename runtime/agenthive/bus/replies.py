@@ -32,7 +32,7 @@ class ReplyReader:
     def __init__(self, connections: Connections, scope: HiveScope) -> None:
         self.process = secrets.token_hex(8)
         self._channel = reply_channel(scope, self.process)
-        self._listening_lane = connections.lane()
+        self._listening_lane = connections.lane(self._channel)
         self._fetching_lane = connections.lane()
         self._waiting: dict[bytes, tuple[str, asyncio.Future[AgentMessage]]] = {}
         self._arrived: set[bytes] = set()
@@ -116,12 +116,16 @@ class ReplyReader:
         if not by_gate:
             return
         commands = [library().call("replies", gate, *ids) for gate, ids in by_gate.items()]
+        problem: BusUnavailable | None = None
         for ids, answer in zip(by_gate.values(), await self._fetching_lane.execute(commands), strict=True):
             if not isinstance(answer, list):
-                raise BusUnavailable(f"Redis does not hand out replies: {answer}")
+                problem = BusUnavailable(f"Redis does not hand out replies: {answer}")
+                continue
             for request_id, payload in zip(ids, answer, strict=True):
                 if payload:
                     self._deliver(request_id, payload)
+        if problem is not None:
+            raise problem
 
     def _deliver(self, request_id: bytes, payload: bytes) -> None:
         _, future = self._waiting.pop(request_id, ("", None))

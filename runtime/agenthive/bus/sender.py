@@ -8,7 +8,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from agenthive.bus.connections import Connections
+from agenthive.bus.cluster import SLOT_BUSY
+from agenthive.bus.connections import Connections, Shard
 from agenthive.bus.errors import BusError, BusUnavailable, QueueFull
 from agenthive.bus.library import library
 from agenthive.bus.policy import FULL_QUEUE_FIRST_DELAY, FULL_QUEUE_MAX_DELAY
@@ -43,16 +44,19 @@ class Outbox:
     gate: str
     items: deque[Item] = field(default_factory=deque)
     closed_until: float = 0.0
-    """Loop time before which its full queue is not asked again."""
+    """Loop time before which its full queue, or the slot that is on the move, is not asked again."""
     delay: float = 0.0
+    moving: str = ""
+    """Why no master of a cluster served it last time."""
 
 
 class Sender:
     """The sending task of a process. Callers await futures and never touch the connection."""
 
-    def __init__(self, connections: Connections, queue_bound: int) -> None:
+    def __init__(self, connections: Connections | Shard, queue_bound: int, *, durable: bool = False) -> None:
+        """``durable``: a message counts as accepted once a replica has it."""
         self._connections = connections
-        self._lane = connections.lane()
+        self._lane = connections.lane(durable=durable)
         self._bound = queue_bound
         self._outboxes: dict[str, Outbox] = {}
         self._in_flight: list[tuple[Outbox, list[Item]]] = []
@@ -161,11 +165,13 @@ class Sender:
         return library().call("send", outbox.gate, *arguments)
 
     def _settle(self, outbox: Outbox, batch: list[Item], answer: Any) -> None:
-        if isinstance(answer, ReplyError):
+        moving = isinstance(answer, ReplyError) and answer.code in SLOT_BUSY
+        if isinstance(answer, ReplyError) and not moving:
             _fail(batch, BusUnavailable(f"Redis at {self._lane.endpoint} did not accept the message: {answer}"))
             return
         full = []
-        results, *earlier = answer.split(b"\n")
+        outbox.moving = str(answer) if moving else ""
+        results, *earlier = (bytes([FULL]) * len(batch) if moving else answer).split(b"\n")
         others = iter(earlier)
         for item, result in zip(batch, results, strict=True):
             if result == FULL:
@@ -188,6 +194,8 @@ class Sender:
         late = [item for item in outbox.items if item.deadline <= now]
         if late:
             outbox.items = deque(item for item in outbox.items if item.deadline > now)
+            if outbox.moving:
+                _fail(late, BusUnavailable(f"no master of the cluster serves the recipient now: {outbox.moving}"))
             _fail(late, QueueFull(f"the queue holds its {self._bound} messages and did not shrink in time; send later"))
 
     async def aclose(self) -> None:

@@ -107,7 +107,7 @@ async def bus_of(settings: Settings) -> AsyncIterator[Bus]:
         settings.scope,
         messaging=settings.messaging,
         pool=settings.redis_pool,
-        client_name="agenthive-cli",
+        client_name="agenthive:cli",
     )
     try:
         yield bus

@@ -52,3 +52,11 @@ def test_the_library_of_the_package_holds_every_file_and_every_function_that_is_
     assert len(defined) == len(set(defined))
     called = {name for file in folder.glob("*.py") for name in re.findall(r"\bcall\(\s*\"(\w+)\"", file.read_text())}
     assert called == set(defined)
+
+
+def test_what_only_reads_is_known_from_the_library() -> None:
+    call = library().call
+    reading = [call("stats", "g"), call("status", "g", "id"), ("SMEMBERS", "k")]
+    assert library().only_reads(reading)
+    assert not library().only_reads([*reading, call("leave", "g")])
+    assert not library().only_reads([("SADD", "k", "v")])
