@@ -49,10 +49,10 @@ def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], what
 class ValkeyServer:
     """A Valkey process of one test or session: AOF on, no eviction, password."""
 
-    def __init__(self, folder: Path, *, extra: tuple[str, ...] = ()) -> None:
+    def __init__(self, folder: Path, *, extra: tuple[str, ...] = (), password: str = "") -> None:
         self.folder = folder
         self.port = free_port()
-        self.password = secrets.token_hex(8)
+        self.password = password or secrets.token_hex(8)
         self.extra = extra
         self.process: subprocess.Popen[bytes] | None = None
         (folder / "valkey.conf").write_text(

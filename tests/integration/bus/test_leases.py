@@ -228,7 +228,7 @@ async def test_many_orphans_are_returned_in_several_calls(bus, consume, make, sc
     survivor = await consume(pod="alive")
     await raw.zadd(f"{scope.key_prefix('worker')}consumers", {dead.name: 1})
     keeper = LeaseKeeper(survivor._connections.endpoint, survivor._keys.gate, survivor.name, 30)
-    lane = survivor._connections.lane()
+    lane = survivor._connections.lane(survivor._keys.gate)
     await keeper._reclaim(lane)
     await lane.aclose()
     assert keeper.reclaimed == 1300

@@ -132,7 +132,7 @@ async def test_messages_of_a_claim_whose_answer_was_lost_are_handed_back(bus, co
         answer = await ask(turn)
         if answer[2] and not lost:
             lost.append(answer)
-            consumer._lane.interrupt()
+            consumer._lane._connection.abort()
             await consumer._reconnect()
             return None
         return answer

@@ -167,7 +167,7 @@ async def test_a_reply_whose_word_was_lost_is_found(bus, consume, make, raw) -> 
     consumer = await consume()
 
     async def cut_and_reply(delivery) -> None:
-        bus._replies._listening_lane.interrupt()
+        (await bus._replies._listening_lane.connection()).abort()
         await consumer.ack(delivery, delivery.message.reply({"late": True}))
 
     async with answering(consumer, cut_and_reply):
