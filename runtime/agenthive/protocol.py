@@ -288,7 +288,7 @@ class AgentMessage(BaseModel):
         None, min_length=1, max_length=MAX_NAME_LENGTH, description="Where the reply goes; set by a request."
     )
     traceparent: str | None = Field(None, max_length=256, description="W3C trace context of the sender.")
-    version: int = Field(PROTOCOL_VERSION, ge=1, description="Major version of this protocol.")
+    version: int = Field(PROTOCOL_VERSION, ge=1, le=PROTOCOL_VERSION, description="Major version of this protocol.")
 
     def to_json(self) -> bytes:
         """The wire form: one JSON document, without what is absent and without options that were not given."""
@@ -308,7 +308,7 @@ class AgentMessage(BaseModel):
         except orjson.JSONDecodeError as error:
             raise MessageError(f"not a valid message: Invalid JSON: {error}") from error
         except ValidationError as error:
-            raise MessageError(f"not a valid message: {describe(error)}") from error
+            raise MessageError(_of_newer_version(raw) or f"not a valid message: {describe(error)}") from error
         assert isinstance(message, cls)
         return message
 
@@ -324,6 +324,21 @@ class AgentMessage(BaseModel):
             correlation_id=self.message_id,
             traceparent=self.traceparent,
         )
+
+
+def _of_newer_version(raw: bytes | bytearray) -> str | None:
+    """What to say of a document of a later major version, in which everything may mean something else."""
+    try:
+        document = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
+    version = document.get("version") if isinstance(document, dict) else None
+    if type(version) is not int or version <= PROTOCOL_VERSION:
+        return None
+    return (
+        f"message of protocol version {version}; this process reads version {PROTOCOL_VERSION}: "
+        "upgrade the receiving agent, then redrive"
+    )
 
 
 def describe(error: ValidationError) -> str:
