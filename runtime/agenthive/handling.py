@@ -49,9 +49,15 @@ class BoundHandler:
 class Run:
     """One handling of one message."""
 
-    __slots__ = ("ctx", "delivery", "done", "handler", "stop", "task")
+    __slots__ = ("_acknowledged", "ctx", "delivery", "done", "handler", "stop", "task")
 
-    def __init__(self, delivery: Delivery, handler: BoundHandler, ctx: Context) -> None:
+    def __init__(
+        self,
+        delivery: Delivery,
+        handler: BoundHandler,
+        ctx: Context,
+        acknowledged: Callable[[Run, BaseException | None], None],
+    ) -> None:
         self.delivery = delivery
         self.handler = handler
         self.ctx = ctx
@@ -59,6 +65,11 @@ class Run:
         self.done = False
         self.stop: Stop | None = None
         self.task: asyncio.Task[None] | None = None
+        self._acknowledged = acknowledged
+
+    def acknowledged(self, error: BaseException | None) -> None:
+        """Redis has heard that the message is done, or why not."""
+        self._acknowledged(self, error)
 
 
 @dataclass(frozen=True, slots=True)

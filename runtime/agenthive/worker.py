@@ -166,7 +166,7 @@ class Worker:
     def _start(self, delivery: Delivery) -> None:
         message = delivery.message
         handler = self._handlers.get(message.message_type, self._unknown)
-        run = Run(delivery, handler, Context(self._resources, message, delivery.attempt))
+        run = Run(delivery, handler, Context(self._resources, message, delivery.attempt), self._acknowledged)
         self._runs.add(run)
         self.running += 1
         run.task = asyncio.Task(self._handle(run), loop=self._loop)
@@ -236,6 +236,10 @@ class Worker:
 
     def _settle(self, run: Run, verdict: Verdict, reply: AgentMessage | None, delay: float) -> None:
         """Tell the bus what became of a message; ``_settled`` goes on when it has heard."""
+        # Callbacks, not a task that waits: this is the path of every message.
+        if verdict is ACKNOWLEDGE and reply is None and delay == FIRST_DELAY:
+            self._consumer.acknowledge(run.delivery, run.acknowledged)
+            return
         if isinstance(verdict, Acknowledge):
             told = self._consumer.ack(run.delivery, reply)
         elif isinstance(verdict, Fail):
@@ -243,15 +247,20 @@ class Worker:
         else:
             assert isinstance(verdict, Discard)
             told = self._consumer.reject(run.delivery, verdict.reason)
-        # A callback, not a task that waits: it is half the price, and this is the path of every message.
-        told.add_done_callback(functools.partial(self._settled, run, verdict, reply, delay))
+        told.add_done_callback(functools.partial(self._heard, run, verdict, reply, delay))
 
-    def _settled(
+    def _heard(
         self, run: Run, verdict: Verdict, reply: AgentMessage | None, delay: float, told: asyncio.Future[None]
     ) -> None:
-        if told.cancelled():
-            return  # the loop is closing
-        error = told.exception()
+        if not told.cancelled():  # else the loop is closing
+            self._settled(run, verdict, reply, delay, told.exception())
+
+    def _acknowledged(self, run: Run, error: BaseException | None) -> None:
+        self._settled(run, ACKNOWLEDGE, None, FIRST_DELAY, error)
+
+    def _settled(
+        self, run: Run, verdict: Verdict, reply: AgentMessage | None, delay: float, error: BaseException | None
+    ) -> None:
         results = run.handler.figures.results
         if error is None:
             results[verdict.result] += 1

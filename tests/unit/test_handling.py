@@ -16,7 +16,7 @@ from agenthive.telemetry import Telemetry, TypeFigures
 
 def run_of(stop: Stop | None = None) -> Run:
     handler = handling.BoundHandler(print, "mod.handler", True, True, 2.5, TypeFigures())
-    run = Run(SimpleNamespace(), handler, SimpleNamespace())  # type: ignore[arg-type]
+    run = Run(SimpleNamespace(), handler, SimpleNamespace(), lambda run, error: None)  # type: ignore[arg-type]
     run.stop = stop
     return run
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ BATCH = 500
 Argument = str | bytes | int
 T = TypeVar("T")
 Done = asyncio.Future[None]
+Told = Callable[[BusError | None], None]
 ROBBED = "the message was taken over by another consumer; its result was refused"
 
 
@@ -23,8 +24,10 @@ ROBBED = "the message was taken over by another consumer; its result was refused
 class Batch:
     """What one call carries."""
 
-    acknowledgements: list[tuple[Delivery, Done]]
+    acknowledgements: list[tuple[Delivery, Told]]
     endings: list[tuple[tuple[Argument, ...], Done]]
+    settled: bool = False
+    """The callers know."""
 
     def __bool__(self) -> bool:
         return bool(self.acknowledgements or self.endings)
@@ -36,25 +39,31 @@ class Batch:
         deliveries = [delivery for delivery, _ in self.acknowledgements]
         lanes = [delivery.lane for delivery in deliveries]
         tried = [tries_field(delivery) for delivery in deliveries if delivery.attempt > 1]
-        arguments: list[Argument] = [lanes.count(4), lanes.count(3), lanes.count(2), lanes.count(1), len(tried)]
+        heads = _heads(deliveries, now)
+        counts = (lanes.count(4), lanes.count(3), lanes.count(2), lanes.count(1))
+        arguments: list[Argument] = [*counts, len(tried), len(heads) // 3]
         arguments += [delivery.entry for delivery in deliveries]
         arguments += tried
         arguments += [delivery.key for delivery in deliveries]
-        claimed, attempt, head = -1, -1, b""  # most of a batch share them
-        for delivery in deliveries:
-            if delivery.claimed != claimed or delivery.attempt != attempt:
-                claimed, attempt = delivery.claimed, delivery.attempt
-                head = b"d %d %d %d " % (now, claimed, attempt)
-            arguments.append(delivery.key)
-            arguments.append(head + delivery.accepted)
+        arguments += heads
         for ending, _ in self.endings:
             arguments += ending
         return arguments
 
     def settle(self, refused_acknowledgements: bytes, refused_endings: bytes) -> None:
         """Tell the callers; the arguments are the numbers of what the server refused."""
-        _settle([done for _, done in self.acknowledgements], refused_acknowledgements)
-        _settle([done for _, done in self.endings], refused_endings)
+        self.settled = True
+        lost = _numbers(refused_acknowledgements)
+        for number, (_, told) in enumerate(self.acknowledgements):
+            told(LeaseLost(ROBBED) if number in lost else None)
+        lost = _numbers(refused_endings)
+        for number, (_, done) in enumerate(self.endings):
+            if done.done():
+                continue
+            if number in lost:
+                done.set_exception(LeaseLost(ROBBED))
+            else:
+                done.set_result(None)
 
     def places(self) -> Iterable[tuple[int, list[bytes]]]:
         """The entries of the messages that are completed, by lane."""
@@ -70,30 +79,30 @@ class Batch:
         return lanes.items()
 
     def fail(self, error: BusError) -> None:
-        """Tell every caller that it went wrong."""
-        for done in self.futures():
+        """Tell every caller that it went wrong, unless they know how it went."""
+        if self.settled:
+            return
+        self.settled = True
+        for _, told in self.acknowledgements:
+            told(error)
+        for _, done in self.endings:
             if not done.done():
                 done.set_exception(error)
-
-    def futures(self) -> Iterable[Done]:
-        """Whoever waits."""
-        yield from (done for _, done in self.acknowledgements)
-        yield from (done for _, done in self.endings)
 
 
 class Completions:
     """What waits to be sent."""
 
     def __init__(self) -> None:
-        self._acknowledgements: deque[tuple[Delivery, Done]] = deque()
+        self._acknowledgements: deque[tuple[Delivery, Told]] = deque()
         self._endings: deque[tuple[tuple[Argument, ...], Done]] = deque()
 
     def __len__(self) -> int:
         return len(self._acknowledgements) + len(self._endings)
 
-    def acknowledge(self, delivery: Delivery, done: Done) -> None:
-        """The handling succeeded."""
-        self._acknowledgements.append((delivery, done))
+    def acknowledge(self, delivery: Delivery, told: Told) -> None:
+        """The handling succeeded. ``told`` hears, once, that Redis knows, or why not."""
+        self._acknowledgements.append((delivery, told))
 
     def end(self, ending: tuple[Argument, ...], done: Done) -> None:
         """Any other operation of ``finish`` (lua/finish.lua)."""
@@ -108,15 +117,8 @@ def _take(queue: deque[T]) -> list[T]:
     return [queue.popleft() for _ in range(min(BATCH, len(queue)))]
 
 
-def _settle(futures: list[Done], refused: bytes) -> None:
-    lost = {int(number) for number in refused.split()} if refused else ()
-    for number, done in enumerate(futures):
-        if done.done():
-            continue
-        if number in lost:
-            done.set_exception(LeaseLost(ROBBED))
-        else:
-            done.set_result(None)
+def _numbers(text: bytes) -> frozenset[int]:
+    return frozenset(map(int, text.split())) if text else frozenset()
 
 
 def tries_field(delivery: Delivery) -> str:
@@ -124,13 +126,29 @@ def tries_field(delivery: Delivery) -> str:
     return f"{delivery.lane} {delivery.entry.decode()}"
 
 
-def accepted_in(head: bytes) -> bytes | None:
-    """When a message was accepted (ms), where the first line of its entry says so: it was delayed since."""
+def accepted_in(head: bytes) -> bytes:
+    """When a message was accepted (ms), where the first line of its entry says so: it was delayed since. Else empty."""
     for word in head.split(b" ")[1:]:
         if word.startswith(b"a"):
             return word[1:]
-    return None
+    return b""
 
 
-def _lane_downwards(pair: tuple[Delivery, Done]) -> int:
+def _heads(deliveries: list[Delivery], now: int) -> list[Argument]:
+    """Final statuses but for the end of each: (of how many messages, beginning, when accepted), most share one."""
+    heads: list[Argument] = []
+    count, last = 0, (-1, -1, b"")
+    for delivery in deliveries:
+        this = (delivery.claimed, delivery.attempt, delivery.accepted)
+        if this != last:
+            if count:
+                heads += (count, f"d {now} {last[0]} {last[1]} ", last[2])
+            count, last = 0, this
+        count += 1
+    if count:
+        heads += (count, f"d {now} {last[0]} {last[1]} ", last[2])
+    return heads
+
+
+def _lane_downwards(pair: tuple[Delivery, Told]) -> int:
     return -pair[0].lane

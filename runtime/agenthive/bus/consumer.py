@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from agenthive.bus.completions import ROBBED, Argument, Batch, Completions, accepted_in
 from agenthive.bus.connections import Connections
-from agenthive.bus.errors import BusUnavailable, ConsumerStopped, LeaseLost
+from agenthive.bus.errors import BusError, BusUnavailable, ConsumerStopped, LeaseLost
 from agenthive.bus.keys import REPLY_MARK, AgentKeys, agents_key
 from agenthive.bus.lease import LeaseKeeper
 from agenthive.bus.library import library
@@ -197,10 +198,28 @@ class Consumer:
                 return _done()
             done = self._future()
             if not done.done():
-                self._completions.acknowledge(delivery, done)
+                self._completions.acknowledge(delivery, functools.partial(_resolve, done))
                 self._wake_up()
             return done
         return refusal
+
+    def acknowledge(self, delivery: Delivery, told: Callable[[BusError | None], None]) -> None:
+        """``ack`` without a reply, for the path of every message: no future is made.
+
+        ``told`` is called once Redis has heard, with None, or with the error that awaiting ``ack`` raises; it must not
+        raise.
+        """
+        if delivery.acknowledged:
+            told(None)
+        elif delivery.completed or delivery.owner != self.name:
+            told(_refused(delivery))
+        elif self._task is None or self._task.done():
+            told(self._closed_error())
+        else:
+            delivery.completed = True
+            self._completions.acknowledge(delivery, told)
+            if not self._work.is_set():
+                self._wake_up()
 
     def fail(self, delivery: Delivery, error: str, *, retry_after: float | None = None) -> asyncio.Future[None]:
         """The handling failed: retry with back-off (or after ``retry_after`` seconds), or give the message up.
@@ -257,7 +276,7 @@ class Consumer:
             delivery.completed = True
             return None
         refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        refused.set_exception(LeaseLost("the message was completed before" if delivery.completed else ROBBED))
+        refused.set_exception(_refused(delivery))
         return refused
 
     def _end(self, code: str, *details: Argument) -> asyncio.Future[None]:
@@ -270,8 +289,11 @@ class Consumer:
     def _future(self) -> asyncio.Future[None]:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._task is None or self._task.done():
-            done.set_exception(BusUnavailable(f"the consumer of {self.agent} is closed"))
+            done.set_exception(self._closed_error())
         return done
+
+    def _closed_error(self) -> BusUnavailable:
+        return BusUnavailable(f"the consumer of {self.agent} is closed")
 
     def _wake_up(self) -> None:
         self._idle.clear()
@@ -498,7 +520,7 @@ class Consumer:
                     place = (lane, entry, key, attempt, now)
                     self._end("d", *place, "malformed", _shorten(str(error))).add_done_callback(_ignore)
                 continue
-            accepted = entry if len(head) == PLAIN_HEAD else accepted_in(head) or entry
+            accepted = b"" if len(head) == PLAIN_HEAD else accepted_in(head)
             deliveries.append(Delivery(message, attempt, owner, lane, entry, key, now, accepted, acknowledged))
 
 
@@ -512,6 +534,19 @@ def _new_name(pod: str) -> str:
 
 def _shorten(text: str) -> str:
     return text if len(text) <= MAX_ERROR_LENGTH else text[: MAX_ERROR_LENGTH - 1] + "…"
+
+
+def _refused(delivery: Delivery) -> LeaseLost:
+    return LeaseLost("the message was completed before" if delivery.completed else ROBBED)
+
+
+def _resolve(done: asyncio.Future[None], error: BusError | None) -> None:
+    if done.done():
+        return
+    if error is None:
+        done.set_result(None)
+    else:
+        done.set_exception(error)
 
 
 def _done() -> asyncio.Future[None]:

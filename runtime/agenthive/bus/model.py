@@ -27,7 +27,7 @@ class Delivery:
     claimed: int = field(repr=False)
     """When it was claimed, ms of the server's clock."""
     accepted: bytes = field(repr=False)
-    """When the queue took it: ms of the server's clock, with or without the rest of an entry's id."""
+    """When the queue took it, ms of the server's clock; empty where the entry tells."""
     acknowledged: bool = field(default=False, repr=False)
     """Acknowledged when claimed (``require_ack: false``): no ack, retry or hand-back exists for it."""
     completed: bool = field(default=False, repr=False)

@@ -36,11 +36,12 @@ local function let_go(P, lane, entry)
   redis.call('XCLAIM', P .. 'q:' .. lane, GROUP, NOBODY, 0, entry, 'JUSTID')
 end
 
--- Acknowledge: the entries, ids and final statuses stand in argv one list after the other, by lane, and are handed on
--- as they are. ARGV from `at`: number of entries in lanes 4, 3, 2, 1, number of fields of `tries`; the entries, the
--- fields, the ids, and pairs of id and final status. Returns where the operations that follow begin.
+-- Acknowledge: entries and ids stand in argv one list after the other, by lane, and are handed on as they are. ARGV from
+-- `at`: number of entries in lanes 4, 3, 2, 1, number of fields of `tries`, number of heads; the entries, the fields, the
+-- ids, and for each head: of how many messages it is, the beginning of their final status, and when they were accepted
+-- ("": their entries tell). Returns where the operations that follow begin.
 local function acknowledge(P, argv, at, now, life)
-  local first = at + 5
+  local first = at + 6
   local next_entry = first
   for lane = 4, 1, -1 do
     local count = tonumber(argv[at + 4 - lane])
@@ -51,27 +52,37 @@ local function acknowledge(P, argv, at, now, life)
       next_entry = last + 1
     end
   end
-  local total, tried = next_entry - first, tonumber(argv[at + 4])
+  local total, tried, heads = next_entry - first, tonumber(argv[at + 4]), tonumber(argv[at + 5])
   if tried > 0 then
     redis.call('HDEL', P .. 'tries', unpack(argv, next_entry, next_entry + tried - 1))
   end
   local ids = next_entry + tried
+  local after = ids + total
   if total > 0 then
-    redis.call('HDEL', P .. 'ids', unpack(argv, ids, ids + total - 1))
+    redis.call('HDEL', P .. 'ids', unpack(argv, ids, after - 1))
+    local finals, n = {}, 0
+    for head = after, after + 3 * heads - 1, 3 do
+      local text, accepted = argv[head + 1], argv[head + 2]
+      for _ = 1, tonumber(argv[head]) do
+        finals[2 * n + 1] = argv[ids + n]
+        finals[2 * n + 2] = text .. (accepted == '' and argv[first + n] or accepted)
+        n = n + 1
+      end
+    end
     local key, fresh = finals_key(P, now, life)
-    redis.call('HSET', key, unpack(argv, ids + total, ids + 3 * total - 1))
+    redis.call('HSET', key, unpack(finals))
     if fresh then
       expire_kept(key, life)
     end
   end
-  return ids + 3 * total
+  return after + 3 * heads
 end
 
 -- The numbers (from 0) of the acknowledgements that a robbed consumer may not believe in, as text. One that the server
 -- has done before, when only its answer was lost, was good.
 local function refused_acknowledgements(P, argv, at, again)
   local total = argv[at] + argv[at + 1] + argv[at + 2] + argv[at + 3]
-  local from, ids, refused = at + 5 + total + argv[at + 4], {}, {}
+  local from, ids, refused = at + 6 + total + argv[at + 4], {}, {}
   for n = 1, total do
     ids[n] = argv[from + n - 1]
   end
@@ -81,7 +92,7 @@ local function refused_acknowledgements(P, argv, at, again)
       refused[#refused + 1] = n - 1
     end
   end
-  return table.concat(refused, ' '), from + 3 * total
+  return table.concat(refused, ' '), from + total + 3 * argv[at + 5]
 end
 
 local WIDTH = { p = 5, f = 8, d = 8, r = 3 }
