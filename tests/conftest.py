@@ -161,9 +161,13 @@ def valkey() -> Iterator[ValkeyServer]:
 
 @pytest.fixture
 def own_valkey() -> Iterator[ValkeyServer]:
-    """A Valkey of the test's own: to be killed, stopped, filled."""
+    """A Valkey of the test's own: to be killed, stopped, filled.
+
+    It syncs always: under ``everysec`` what was confirmed waits in its memory as long as the sync before takes, and a
+    SIGKILL then loses it. A test about that sets it back.
+    """
     with server_folder("valkey") as folder:
-        server = ValkeyServer(folder)
+        server = ValkeyServer(folder, extra=("--appendfsync", "always"))
         server.start()
         yield server
         server.stop()
