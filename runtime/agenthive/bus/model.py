@@ -114,6 +114,10 @@ class QueueStats:
     dead_letters: int
     oldest: datetime | None
     """When the oldest message of the backlog was accepted."""
+    dead_letters_dropped: int = 0
+    """Dead letters that their bound has pushed out so far, the oldest first."""
+    replies_dropped: int = 0
+    """Replies so far that came when their asker was gone, and that it never fetched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +273,7 @@ def parse_status(
 def parse_stats(agent: str, figures: list[int]) -> QueueStats:
     """What the function ``stats`` returned."""
     by_priority = {priority: figures[priority - 1] for priority in MessagePriority}
-    in_flight, delayed, dead, oldest = figures[4:]
+    in_flight, delayed, dead, oldest, dropped, unheard = figures[4:]
     return QueueStats(
         agent,
         sum(by_priority.values()),
@@ -278,6 +282,8 @@ def parse_stats(agent: str, figures: list[int]) -> QueueStats:
         delayed,
         dead,
         _moment(oldest) if oldest >= 0 else None,
+        dropped,
+        unheard,
     )
 
 

@@ -61,6 +61,11 @@ async def _queues(chosen: Chosen, agent: str | None) -> None:
         ],
         empty=f"no agent has run in hive {settings.hive} yet",
     )
+    for name, queue in queues.items():
+        if queue.dead_letters_dropped:
+            click.echo(f"{name}: {queue.dead_letters_dropped} dead letters were dropped, there were too many", err=True)
+        if queue.replies_dropped:
+            click.echo(f"{name}: {queue.replies_dropped} replies were dropped, their asker was gone", err=True)
 
 
 def queue_document(agent: str, queue: QueueStats) -> dict[str, Any]:
@@ -72,6 +77,8 @@ def queue_document(agent: str, queue: QueueStats) -> dict[str, Any]:
         "in_flight": queue.in_flight,
         "delayed": queue.delayed,
         "dead_letters": queue.dead_letters,
+        "dead_letters_dropped": queue.dead_letters_dropped,
+        "replies_dropped": queue.replies_dropped,
         "oldest": queue.oldest,
     }
 

@@ -315,3 +315,16 @@ async def test_thousands_are_redriven_and_purged_in_steps(bus, make, kill) -> No
     await kill(1500)
     assert Counter(letter.reason for letter in await bus.dead_letters("worker", limit=2000)) == {"rejected": 1500}
     assert (await bus.purge("worker", LetterFilter(reason="rejected"))).done == 1500
+
+
+async def test_what_the_bound_pushes_out_is_counted(bus, make, kill, raw, scope) -> None:
+    fill = "for n = 1, 100000 do redis.call('XADD', KEYS[1], '*', 'i', 'x', 'reason', 'failed') end"
+    await raw.eval(fill, 1, f"{scope.key_prefix('worker')}dead")
+    assert (await bus.queue("worker")).dead_letters_dropped == 0
+    await asyncio.gather(*(bus.send(make(n)) for n in range(300)))
+    await kill(300)
+    stats = await bus.queue("worker")
+    assert stats.dead_letters_dropped > 0
+    assert stats.dead_letters + stats.dead_letters_dropped == 100_300
+    assert 100_000 <= stats.dead_letters < 100_300
+    await raw.delete(f"{scope.key_prefix('worker')}dead")

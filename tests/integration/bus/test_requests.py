@@ -198,3 +198,36 @@ async def test_closing_the_bus_ends_a_send_that_is_under_way(own_valkey, connect
     own_valkey.process.send_signal(signal.SIGCONT)
     for result in await asyncio.gather(*sending, return_exceptions=True):
         assert isinstance(result, BusUnavailable)
+
+
+async def test_a_reply_to_a_process_that_is_gone_is_dropped_and_counted(connect, consume, make, bus, until) -> None:
+    asking = await connect()
+    request = asyncio.create_task(asking.request(make(1), 60))
+    consumer = await consume()
+    (delivery,) = await consumer.claim(1)
+    await asking.aclose()
+    with pytest.raises(BusUnavailable):
+        await request
+    await consumer.ack(delivery, delivery.message.reply({}))
+    assert (await bus.queue("worker")).replies_dropped == 1
+    gone = make(2, reply_to="@gone")
+    await bus.send(gone)
+    (delivery,) = await consumer.claim(1)
+    await consumer.reject(delivery, "nobody hears this either")
+    assert (await bus.queue("worker")).replies_dropped == 2
+
+
+async def test_a_reply_that_is_fetched_after_all_does_not_count_as_dropped(bus, consume, make, until) -> None:
+    consumer = await consume()
+    request = make(1)
+    asking = asyncio.create_task(bus.request(request, 60))
+    (delivery,) = await consumer.claim(1)
+    await until(lambda: bus._replies._listening_lane._connection is not None)
+    bus._replies._tasks[0].cancel()  # the reader is cut off
+    await asyncio.gather(bus._replies._tasks[0], return_exceptions=True)
+    await bus._replies._listening_lane.aclose()
+    await consumer.ack(delivery, delivery.message.reply({"n": 1}))
+    assert (await bus.queue("worker")).replies_dropped == 1
+    bus._replies._tasks[0] = asyncio.create_task(bus._replies._listen())  # and connects again
+    assert (await asking).body == {"result": {"n": 1}}
+    assert (await bus.queue("worker")).replies_dropped == 0

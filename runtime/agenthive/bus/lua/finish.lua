@@ -12,8 +12,11 @@ local function remove(P, lane, entry, id)
 end
 
 local function write_dead_letter(P, id, document, reason, problem, attempts)
-  redis.call('XADD', P .. 'dead', 'MAXLEN', '~', DEAD_LIMIT, '*', 'i', id, 'm', document, 'reason', reason,
-    'error', problem, 'attempts', attempts)
+  redis.call('XADD', P .. 'dead', '*', 'i', id, 'm', document, 'reason', reason, 'error', problem, 'attempts', attempts)
+  local dropped = redis.call('XTRIM', P .. 'dead', 'MAXLEN', '~', DEAD_LIMIT)
+  if dropped > 0 then
+    redis.call('HINCRBY', P .. 'counts', 'dead_letters', dropped)
+  end
 end
 
 -- Give a message up: dead letter, final status, and word to whoever asked. `fields` is the entry's list of fields.

@@ -1,6 +1,7 @@
 -- Looking at a queue, and fetching replies.
 
--- stats: returns { waiting in lane 1, 2, 3, 4, in flight, delayed, dead letters, when the oldest waiting was accepted }.
+-- stats: returns { waiting in lane 1, 2, 3, 4, in flight, delayed, dead letters, when the oldest waiting was accepted,
+-- dead letters dropped, replies dropped }.
 local function stats(keys)
   local P = prefix_of(keys)
   local result, flight, oldest = {}, 0, nil
@@ -39,6 +40,8 @@ local function stats(keys)
   result[6] = redis.call('ZCARD', P .. 'delayed')
   result[7] = redis.call('XLEN', P .. 'dead')
   result[8] = oldest or -1
+  local dropped = redis.call('HMGET', P .. 'counts', 'dead_letters', 'replies')
+  result[9], result[10] = tonumber(dropped[1] or 0), tonumber(dropped[2] or 0)
   return result
 end
 
@@ -86,12 +89,17 @@ end
 -- replies: ARGV: ids of requests. Returns the reply of each that has one, else "". It stays a few seconds
 -- longer, for an asker whose connection ends before the answer is there.
 local function replies(keys, argv)
-  local P, found = prefix_of(keys), {}
+  local P, found, marks = prefix_of(keys), {}, {}
   for i, id in ipairs(argv) do
     found[i] = redis.call('GET', P .. 'r:' .. id) or ''
     if found[i] ~= '' then
       redis.call('PEXPIRE', P .. 'r:' .. id, 10000, 'LT')
+      marks[#marks + 1] = P .. 'u:' .. id
     end
+  end
+  local unheard = #marks > 0 and redis.call('DEL', unpack(marks)) or 0
+  if unheard > 0 then -- they were not dropped after all
+    redis.call('HINCRBY', P .. 'counts', 'replies', -unheard)
   end
   return found
 end

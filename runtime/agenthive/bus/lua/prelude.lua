@@ -19,6 +19,8 @@
 --   dd:<n>, dg    deduplication keys in generations, each with "<accepted ms> <message id>"
 --   dead          stream of dead letters
 --   r:<id>        the reply to a request
+--   u:<id>        there as long as that reply is, if nobody listened for it
+--   counts        hash of what was dropped: dead_letters (by their bound), replies (their asker was gone)
 --   every:<name>  how far a schedule is, see every.lua
 --
 -- Ownership. A claimed entry is pending in the group under its consumer's name until that consumer completes it or is
@@ -163,10 +165,15 @@ local function accepted_of(entry, options)
 end
 
 -- Put a reply where the asking process finds it, and tell it. The payload is a message, or "!" and why there is none.
+-- A reply that nobody listens for is kept all the same, for the asker may only be between two connections; it counts as
+-- dropped until it is fetched.
 local function reply(P, id, address, life, payload)
   redis.call('SET', P .. 'r:' .. id, payload, 'PX', life)
   local hive = string.match(P, '^ah:{(.+)/[^/]+}:$')
-  redis.call('PUBLISH', 'ah:{' .. hive .. '}:reply:' .. address, id)
+  if redis.call('PUBLISH', 'ah:{' .. hive .. '}:reply:' .. address, id) == 0
+    and redis.call('SET', P .. 'u:' .. id, '', 'PX', life, 'NX') then
+    redis.call('HINCRBY', P .. 'counts', 'replies', 1)
+  end
 end
 
 -- What a message's id or key has left behind is kept in a few hashes, the oldest of which is dropped whole: no key and
