@@ -265,7 +265,7 @@ class AgentMessage(BaseModel):
         description="Unique id, no control characters; a UUIDv7 by default. Sending one id twice delivers one message.",
     )
     from_agent: Name = Field(description="Name of the sender.")
-    to_agent: Name = Field(description="Name of the agent that handles the message.")
+    to_agent: Name = Field(description="Name of the agent that handles the message, or # and the topic it came by.")
     message_type: Name = Field(description="Which handler of the agent it is for.")
     priority: MessagePriority = Field(MessagePriority.MEDIUM, description="1 low, 2 medium, 3 high, 4 critical.")
     timestamp: UtcDatetime = Field(default_factory=_now, description="When the sender made the message (UTC).")

@@ -125,7 +125,11 @@ class Runner:
                 await hook.run(ctx)
             except Exception as error:
                 raise StartFailed(f"start hook {hook.where} failed: {last_line(error)}; {place(error)}") from error
-        consumer = bus.consumer(self.name, pod=self.pod, topics=self.settings.topics)
+        settings = self.settings
+        try:
+            consumer = bus.consumer(self.name, pod=self.pod, topics=settings.topics, topic_start=settings.topic_start)
+        except ValueError as error:
+            raise ConfigurationError(f"AGENTHIVE_AGENT, AGENTHIVE_POD or AGENTHIVE_TOPICS: {error}") from error
         try:
             if await self._persist(self._bus_outage, "start", _returning_true(consumer.start), BusError) is None:
                 return

@@ -161,7 +161,7 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(30.0, ge=0)
     capabilities: Annotated[tuple[str, ...], NoDecode] = ()
     topics: Annotated[tuple[str, ...], NoDecode] = ()
-    topic_start: Annotated[str, Field(pattern="^(now|beginning)$")] = "now"
+    topic_start: Literal["now", "beginning"] = "now"
     bind: str = "0.0.0.0"  # noqa: S104 - probes reach a pod from the node
     http_port: int = Field(DEFAULT_HTTP_PORT, ge=0, le=65_535)
     termination_log: str = "/dev/termination-log"

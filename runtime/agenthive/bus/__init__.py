@@ -24,6 +24,7 @@ from agenthive.bus.model import (
     PendingState,
     QueueStats,
 )
+from agenthive.bus.topics import TopicStats
 
 __all__ = [
     "Bus",
@@ -46,4 +47,5 @@ __all__ = [
     "QueueStats",
     "RequestFailed",
     "RequestTimeout",
+    "TopicStats",
 ]

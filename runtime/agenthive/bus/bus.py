@@ -27,8 +27,10 @@ from agenthive.bus.model import (
     parse_status,
 )
 from agenthive.bus.policy import accepted_form, lane_of, packed_options, to_ms
+from agenthive.bus.pump import Pump, TopicStart
 from agenthive.bus.replies import ReplyReader
 from agenthive.bus.shards import sender_for
+from agenthive.bus.topics import Topics, TopicStats
 from agenthive.bus.watches import Watches
 from agenthive.protocol import AgentMessage
 from agenthive.settings import HiveScope, Messaging, RedisPool
@@ -59,6 +61,7 @@ class Bus:
         self._letters = Letters(connections, self._of)
         self._watches = Watches(self._statuses, self._unknown)
         self._keys: dict[str, AgentKeys] = {}
+        self._topics = Topics(connections, scope, messaging, self._sender)
 
     @classmethod
     async def connect(
@@ -122,6 +125,23 @@ class Bus:
             ),
             wait,
         )
+
+    async def publish(self, topic: str, message: AgentMessage, *, wait: float = SEND_WAIT_SECONDS) -> str:
+        """Put ``message`` into ``topic`` and return its id, once Redis has it. Nobody has to be subscribed.
+
+        Each subscribed agent gets a copy, whose ``to_agent`` is ``#topic``. Publishing one id again, even after an
+        error, never makes two copies for an agent (as long as the status of its copy is kept). ``wait`` (seconds) is
+        how long a Redis that is away is waited for. Raises BusUnavailable, and ValueError for a topic or an option that
+        cannot be.
+        """
+        return await self._topics.publish(topic, message, wait)
+
+    async def topics(self) -> list[TopicStats]:
+        """Figures of the hive's topics, sorted: those that hold anything and those that agents are subscribed to.
+
+        Raises BusUnavailable.
+        """
+        return await self._topics.stats({agent: self._of(agent).cursors for agent in await self.agents()})
 
     async def request(self, message: AgentMessage, timeout: float) -> AgentMessage:
         """Send ``message`` and return the reply to it: a message of type ``reply`` whose body is ``{"result": …}``.
@@ -364,13 +384,27 @@ class Bus:
         ((outcome, now),) = await self._connections.execute([command])
         return Firing(outcome), now
 
-    def consumer(self, agent: str, *, pod: str, topics: Sequence[str] = ()) -> Consumer:
-        """A consumer of ``agent``'s queue for this process; ``pod`` is the name the process keeps over restarts."""
-        if topics:
-            raise ValueError("topics are not supported by this version; leave them out")
+    def consumer(
+        self, agent: str, *, pod: str, topics: Sequence[str] = (), topic_start: TopicStart = "now"
+    ) -> Consumer:
+        """A consumer of ``agent``'s queue for this process.
+
+        ``pod`` is the name the process keeps over restarts, ``topics`` those the agent is subscribed to, and
+        ``topic_start`` where a new subscription begins: with what is published once the consumer has started, or
+        with all that the topic holds. Raises ValueError for names that cannot be.
+        """
         if not pod or len(pod.split()) != 1 or pod != pod.strip():
             raise ValueError(f"pod is {pod!r}; give the name of the pod, without spaces")
-        return Consumer(self._connections, self.scope, agent, pod=pod, messaging=self.messaging)
+        pump = Pump(
+            self._connections,
+            self.scope,
+            agent,
+            pod=pod,
+            topics=topics,
+            start=topic_start,
+            messaging=self.messaging,
+        )
+        return Consumer(self._connections, self.scope, agent, pod=pod, messaging=self.messaging, pump=pump)
 
     async def aclose(self) -> None:
         """Close every connection. Consumers are closed by their own ``aclose``, before."""

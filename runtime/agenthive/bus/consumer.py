@@ -20,6 +20,7 @@ from agenthive.bus.library import library
 from agenthive.bus.model import Delivery
 from agenthive.bus.parking import Parking
 from agenthive.bus.policy import LaneWheel, after_failure, to_ms
+from agenthive.bus.pump import Pump
 from agenthive.bus.wire import Command, ConnectionLost, ReplyError
 from agenthive.protocol import AgentMessage, MessageError
 from agenthive.settings import HiveScope, Messaging
@@ -52,12 +53,14 @@ class Consumer:
     """Made by ``Bus.consumer``. ``start`` first; then ``claim`` and complete; ``stop``, complete, ``aclose``."""
 
     def __init__(
-        self, connections: Connections, scope: HiveScope, agent: str, *, pod: str, messaging: Messaging
+        self, connections: Connections, scope: HiveScope, agent: str, *, pod: str, messaging: Messaging, pump: Pump
     ) -> None:
         self.agent = agent
         self.pod = pod
         self.name = _new_name(pod)
         """This incarnation: the pod and a boot nonce; a new one after it was robbed."""
+        self.pump = pump
+        """Copies from the agent's topics; idle where there are none."""
         self._connections = connections
         self._agents_key = agents_key(scope)
         self._keys = AgentKeys.of(scope, agent)
@@ -93,7 +96,9 @@ class Consumer:
         """Make the queue, take the lease, free what an earlier incarnation of the pod held. Raises BusUnavailable."""
         await self._connections.execute([("SADD", self._agents_key, self.agent)])
         await self._register()
+        await self.pump.subscribe()
         self._lease.start()
+        self.pump.start()
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"agenthive-consumer-{self.agent}")
 
     async def _register(self) -> None:
@@ -114,6 +119,7 @@ class Consumer:
             self._claim.set_exception(ConsumerStopped(f"the consumer of {self.agent} was stopped"))
         self._claim = None
         self._return_ready()
+        await self.pump.stop()
         await self._parking.aclose()
         # The wake-up that this consumer may have taken belongs to another one now.
         self._pass_wake = True

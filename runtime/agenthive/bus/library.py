@@ -17,6 +17,7 @@ FILES = (
     "finish.lua",
     "claim.lua",
     "lease.lua",
+    "topics.lua",
     "look.lua",
     "letters.lua",
     "cancel.lua",

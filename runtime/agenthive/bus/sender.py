@@ -25,6 +25,10 @@ BATCH_BYTES = 4 * 1024 * 1024
 """Size at which a batch is sent without looking for more."""
 
 
+TopicLog = tuple[int, int]
+"""Messages a topic keeps, and how long (ms)."""
+
+
 @dataclass(slots=True, eq=False)
 class Item:
     """One message on its way."""
@@ -39,9 +43,10 @@ class Item:
 
 @dataclass(slots=True, eq=False)
 class Outbox:
-    """What waits for one agent."""
+    """What waits for one agent, or for one topic."""
 
     gate: str
+    topic: TopicLog | None
     items: deque[Item] = field(default_factory=deque)
     closed_until: float = 0.0
     """Loop time before which its full queue, or the slot that is on the move, is not asked again."""
@@ -64,9 +69,12 @@ class Sender:
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    async def send(self, gate: str, arguments: tuple[int, str, bytes, int, str], wait: float) -> str:
+    async def send(
+        self, gate: str, arguments: tuple[int, str, bytes, int, str], wait: float, *, topic: TopicLog | None = None
+    ) -> str:
         """Return the message's id once it is accepted, or the id of the one that its deduplication key stands for.
 
+        ``topic`` makes it a message for the topic whose gate is ``gate``; a topic is never full.
         Raises QueueFull or BusUnavailable after ``wait`` seconds.
         """
         self._connections.check()
@@ -76,7 +84,7 @@ class Sender:
         item = Item(arguments, loop.create_future(), loop.time() + wait)
         outbox = self._outboxes.get(gate)
         if outbox is None:
-            outbox = self._outboxes[gate] = Outbox(gate)
+            outbox = self._outboxes[gate] = Outbox(gate, topic)
         outbox.items.append(item)
         self._work.set()
         return await item.done
@@ -134,7 +142,7 @@ class Sender:
             try:
                 answers = await self._lane.execute(commands)
             except ConnectionLost as error:
-                # A batch may be sent twice: the recipient's queue knows the ids it has taken.
+                # A batch may be sent twice: queues know the ids they have taken, and copies of a topic go to queues.
                 again = True
                 reason = f"Redis at {self._lane.endpoint} cannot be reached: {error}"
                 if self._connections.breaker.open:
@@ -159,10 +167,12 @@ class Sender:
         return any(not item.done.done() for item in items)
 
     def _command(self, outbox: Outbox, batch: list[Item], again: bool) -> Command:
-        arguments: list[Any] = ["1" if again else "0", self._bound]
+        arguments: list[Any] = ["1" if again else "0", *(outbox.topic or (self._bound,))]
         for item in batch:
             arguments += item.arguments
-        return library().call("send", outbox.gate, *arguments)
+        if outbox.topic is None:
+            return library().call("send", outbox.gate, *arguments)
+        return library().call("publish", outbox.gate, *arguments)
 
     def _settle(self, outbox: Outbox, batch: list[Item], answer: Any) -> None:
         moving = isinstance(answer, ReplyError) and answer.code in SLOT_BUSY

@@ -8,7 +8,7 @@ from agenthive.bus.cluster import Cluster
 from agenthive.bus.connections import Connections
 from agenthive.bus.endpoint import Node
 from agenthive.bus.errors import BusUnavailable
-from agenthive.bus.sender import Sender
+from agenthive.bus.sender import Sender, TopicLog
 from agenthive.bus.wire import ConnectionLost
 
 
@@ -32,13 +32,15 @@ class ShardedSender:
         self._durable = durable
         self._shards: dict[Node, _Shard] = {}
 
-    async def send(self, gate: str, arguments: tuple[int, str, bytes, int, str], wait: float) -> str:
+    async def send(
+        self, gate: str, arguments: tuple[int, str, bytes, int, str], wait: float, *, topic: TopicLog | None = None
+    ) -> str:
         """As ``Sender.send``: the accepted id. Raises QueueFull or BusUnavailable after ``wait`` seconds."""
         self._connections.check()
         shard = await self._shard(await self._master_of(gate))
         shard.callers += 1
         try:
-            return await shard.sender.send(gate, arguments, wait)
+            return await shard.sender.send(gate, arguments, wait, topic=topic)
         finally:
             shard.callers -= 1
 

@@ -110,8 +110,8 @@ async def consume(bus: Bus) -> AsyncIterator[Consume]:
     """Makes started consumers, closed after the test."""
     started: list[Consumer] = []
 
-    async def consume(agent: str = "worker", *, pod: str = "", on: Bus | None = None) -> Consumer:
-        consumer = (on or bus).consumer(agent, pod=pod or f"pod-{len(started)}")
+    async def consume(agent: str = "worker", *, pod: str = "", on: Bus | None = None, **options: Any) -> Consumer:
+        consumer = (on or bus).consumer(agent, pod=pod or f"pod-{len(started)}", **options)
         await consumer.start()
         started.append(consumer)
         return consumer

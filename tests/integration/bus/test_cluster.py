@@ -35,6 +35,12 @@ from tests.integration.bus.test_requests import (  # noqa: F401
     test_many_requests_share_one_reader,
     test_whoever_asked_learns_of_the_final_failure,
 )
+from tests.integration.bus.test_topics import (  # noqa: F401
+    test_an_agent_that_was_away_gets_what_it_missed,
+    test_each_of_two_agents_handles_each_message_once,
+    test_publishing_to_a_topic_nobody_listens_to_is_kept_for_who_begins_there,
+    test_replicas_with_different_topics_copy_each_what_they_know,
+)
 
 from agenthive.bus import Bus, BusUnavailable
 from agenthive.bus.cluster import slot_of

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agenthive.bus import library as library_module
-from agenthive.bus.keys import AgentKeys, agents_key, check_agent, reply_channel
+from agenthive.bus.keys import AgentKeys, TopicKeys, agents_key, check_agent, check_topic, reply_channel, topics_key
 from agenthive.bus.library import FILES, Library, library
 from agenthive.settings import HiveScope
 
@@ -21,7 +21,17 @@ def test_keys_of_an_agent_share_a_slot() -> None:
     assert {re.findall(r"\{(.*?)\}", key)[0] for key in (keys.gate, keys.wake, keys.dead)} == {"i/ns/h/worker-1"}
 
 
+def test_keys_of_a_topic_share_a_slot_that_no_agent_has() -> None:
+    keys = TopicKeys.of(SCOPE, "news")
+    assert (keys.gate, keys.log, keys.last) == tuple(f"ah:{{i/ns/h/#news}}:{name}" for name in ("gate", "log", "last"))
+    with pytest.raises(ValueError, match="publish to it"):
+        check_agent("#news")
+    with pytest.raises(ValueError, match="no name of a topic"):
+        check_topic("#news")
+
+
 def test_keys_of_a_hive() -> None:
+    assert topics_key(SCOPE) == "ah:{i/ns/h}:topics"
     assert agents_key(SCOPE) == "ah:{i/ns/h}:agents"
     assert reply_channel(SCOPE, "p1") == "ah:{i/ns/h}:reply:p1"
 

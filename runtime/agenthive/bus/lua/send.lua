@@ -42,6 +42,7 @@ local function keep_taker(P, key, id, now, window)
   end
 end
 
+-- Topics (topics.lua) send their copies by it, too.
 local function send(keys, argv)
   local P = prefix_of(keys)
   local now = now_ms()
