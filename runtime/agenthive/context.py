@@ -139,6 +139,47 @@ class AgentContext:
         )
         return await self._resources.bus.send(message)
 
+    async def publish(
+        self,
+        topic: str,
+        message_type: str,
+        body: Body | None = None,
+        *,
+        priority: MessagePriority | int = MessagePriority.MEDIUM,
+        ttl: float | None = None,
+        delay: float | None = None,
+        message_id: str | None = None,
+        **options: Any,
+    ) -> str:
+        """Put a message into ``topic`` and return its id once Redis has it; nobody has to listen.
+
+        Each agent whose ``spec.topics`` name the topic gets a copy, which one of its processes handles like any other
+        message; its ``to_agent`` is the topic's name behind a ``#``. What a handler returns for it is dropped.
+
+        Args:
+            topic: its name, without ``#``; the rules are those of an agent's name.
+            ttl: seconds, from now on, until copies expire unhandled; None takes ``messaging.topics.retentionSeconds``.
+            message_type: as in ``send``, as are the others.
+
+        Raises:
+            ValueError: a topic cannot have this name.
+            pydantic.ValidationError: a field is empty, unknown, too large or no JSON.
+            agenthive.bus.BusUnavailable: Redis does not answer; whether it has the message is unknown.
+        """
+        resources = self._resources
+        retention = resources.settings.messaging.topics.retention_seconds
+        message = self.message_to(
+            f"#{topic}",
+            message_type,
+            body,
+            priority=priority,
+            ttl=retention if ttl is None else ttl,
+            delay=delay,
+            message_id=message_id,
+            **options,
+        )
+        return await resources.bus.publish(topic, message)
+
     @overload
     async def ask(
         self,

@@ -17,9 +17,11 @@ COMMANDS = {
     "cancel": "agenthive.cli.queues:cancel",
     "db": "agenthive.cli.db:db",
     "dlq": "agenthive.cli.letters:dlq",
+    "publish": "agenthive.cli.topics:publish",
     "run": "agenthive.cli.run:run",
     "send": "agenthive.cli.messages:send",
     "status": "agenthive.cli.queues:status",
+    "topics": "agenthive.cli.topics:topics",
     "version": "agenthive.cli.version:version",
     "watch": "agenthive.cli.queues:watch",
 }

@@ -53,8 +53,8 @@ class Body(click.ParamType[dict[str, Any]]):
         return body
 
 
-def message_options(function: F) -> F:
-    """What ``send`` and ``ask`` have in common."""
+def message_options(function: F, recipient: str = "AGENT") -> F:
+    """What ``send``, ``ask`` and ``publish`` have in common."""
     function = click.option("--max-retries", type=click.IntRange(0, 1000), help="Default: the hive's.")(function)
     function = click.option(
         "--from", "sender", metavar="NAME", default=SENDER, show_default=True, help="Sender's name."
@@ -67,7 +67,7 @@ def message_options(function: F) -> F:
     )(function)
     function = click.argument("body", type=Body(), default="{}", metavar="[BODY|@FILE|-]")(function)
     function = click.argument("message_type", metavar="TYPE")(function)
-    return click.argument("agent")(function)
+    return click.argument("agent", metavar=recipient)(function)
 
 
 @click.command()
