@@ -32,6 +32,8 @@ def main() -> None:
     show(rows)
     write(rows, arguments.output)
     print(f"{arguments.output} written, {time.monotonic() - started:.0f} s")
+    if any(row.failed for row in rows):
+        sys.exit("a measurement of our own failed, see above")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,25 @@
-"""The same work by others: a raw redis-py loop without any semantics, and task queues."""
+"""The same work by others: raw redis-py loops without any semantics, and the task queues of ``peers``."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
+from benchmarks.cell import begin, end
 from benchmarks.ours import BODY, pace, percentiles
+from benchmarks.peers import PEERS
 
 STREAM, GROUP = "raw", "raw"
 BATCH = 100
+PATIENCE = 30.0
+FUNCTION = """#!lua name=raw
+redis.register_function('raw_send', function(keys, argv)
+  for i = 1, #argv do redis.call('XADD', keys[1], '*', 'body', argv[i]) end
+  return #argv
+end)"""
 
 
 async def raw_throughput(url: str, messages: int) -> float:
@@ -19,32 +28,50 @@ async def raw_throughput(url: str, messages: int) -> float:
 
     async with redis.Redis.from_url(url) as client:
         await client.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
-        await _raw_fill(client, messages)
+        await _fill_by_pipeline(client, messages)
         handled = 0
         started = time.monotonic()
         while handled < messages:
             answer: Any = await client.xreadgroup(GROUP, "me", {STREAM: ">"}, count=BATCH)
             ((_, entries),) = answer
-            ids = [entry for entry, _ in entries]
-            async with client.pipeline(transaction=False) as pipeline:
-                pipeline.xack(STREAM, GROUP, *ids)
-                pipeline.xdel(STREAM, *ids)
-                await pipeline.execute()
-            handled += len(ids)
+            await acknowledge(client, [entry for entry, _ in entries])
+            handled += len(entries)
         return messages / (time.monotonic() - started)
 
 
-async def raw_sends(url: str, messages: int) -> float:
+async def acknowledge(client: Any, entries: list[Any]) -> None:
+    """XACK and XDEL in one pipeline."""
+    async with client.pipeline(transaction=False) as pipeline:
+        pipeline.xack(STREAM, GROUP, *entries)
+        pipeline.xdel(STREAM, *entries)
+        await pipeline.execute()
+
+
+async def raw_pipeline_sends(url: str, messages: int) -> float:
     """redis-py: pipelines of 100 XADDs, one after the other."""
     import redis.asyncio as redis
 
     async with redis.Redis.from_url(url) as client:
+        await client.ping()
         started = time.monotonic()
-        await _raw_fill(client, messages)
+        await _fill_by_pipeline(client, messages)
         return messages / (time.monotonic() - started)
 
 
-async def _raw_fill(client: Any, messages: int) -> None:
+async def raw_call_sends(url: str, messages: int) -> float:
+    """redis-py: calls of a server function that adds 100 bodies, one after the other. Ids, JSON, TTL: none."""
+    import redis.asyncio as redis
+
+    async with redis.Redis.from_url(url) as client:
+        await client.function_load(FUNCTION, replace=True)
+        bodies = [BODY["text"]] * BATCH
+        started = time.monotonic()
+        for _ in range(messages // BATCH):
+            await client.fcall("raw_send", 1, STREAM, *bodies)  # type: ignore[misc]
+        return messages / (time.monotonic() - started)
+
+
+async def _fill_by_pipeline(client: Any, messages: int) -> None:
     for _ in range(messages // BATCH):
         async with client.pipeline(transaction=False) as pipeline:
             for _ in range(BATCH):
@@ -52,114 +79,91 @@ async def _raw_fill(client: Any, messages: int) -> None:
             await pipeline.execute()
 
 
-async def _gather(send: Any, messages: int, senders: int = 100) -> float:
+# --- task queues
+
+
+class Handled:
+    """What a worker's handlers have noted."""
+
+    def __init__(self, expected: int = 0, ready: str = "") -> None:
+        self.expected = expected
+        self.ready = ready
+        self.first = self.last = 0
+        self.delays: list[int] = []
+        self.all = asyncio.Event()
+
+    def __call__(self, sent: int) -> None:
+        """One message was handled."""
+        self.last = time.monotonic_ns()
+        if not self.delays:
+            self.first = self.last
+            if self.ready:
+                Path(self.ready).touch()
+        self.delays.append(self.last - sent)
+        if len(self.delays) == self.expected:
+            self.all.set()
+
+
+async def work(url: str, peer: str, concurrency: int, messages: int, ready: str = "") -> dict[str, Any]:
+    """A worker that ends after so many messages; ``ready`` is a file it makes at the first one."""
+    handled = Handled(messages, ready)
+    queue = PEERS[peer](url, handled)
+    await queue.open()
+    working = asyncio.ensure_future(queue.work(concurrency))
+    waiting = asyncio.ensure_future(handled.all.wait())
+    await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED, timeout=PATIENCE)
+    if working.done():
+        working.result()
+    if not waiting.done():
+        raise RuntimeError(f"{peer} handled {len(handled.delays)} of {messages} messages in {PATIENCE:.0f} s")
+    seconds = (handled.last - handled.first) / 1e9
+    return {"rate": (messages - 1) / seconds, "delays": handled.delays}
+
+
+async def _open(url: str, peer: str) -> Any:
+    queue = PEERS[peer](url, Handled())
+    await queue.open()
+    return queue
+
+
+async def _fill(queue: Any, messages: int, senders: int = 100) -> float:
     async def some() -> None:
         for _ in range(messages // senders):
-            await send()
+            await queue.send(0)
 
     started = time.monotonic()
     await asyncio.gather(*(some() for _ in range(senders)))
     return messages / (time.monotonic() - started)
 
 
-class Taskiq:
-    """taskiq with its stream broker, the one that acknowledges."""
-
-    def __init__(self, url: str, expected: int) -> None:
-        from taskiq_redis import RedisStreamBroker
-
-        logging.getLogger("taskiq").setLevel(logging.ERROR)
-        self.broker = RedisStreamBroker(url, xread_block=100)
-        self.broker.is_worker_process = True
-        self.times: list[float] = []
-        self.delays: list[int] = []
-        self.done = asyncio.Event()
-
-        @self.broker.task("noop")
-        async def noop(text: str, sent: int) -> None:
-            self.times.append(time.monotonic())
-            self.delays.append(time.monotonic_ns() - sent)
-            if len(self.times) == expected:
-                self.done.set()
-
-        self.task = noop
-
-    async def send(self) -> None:
-        """One task."""
-        await self.task.kiq(BODY["text"], time.monotonic_ns())
-
-    async def work(self, concurrency: int) -> None:
-        """Handle tasks until all expected ones were."""
-        from taskiq.receiver import Receiver
-
-        finish = asyncio.Event()
-        receiver = Receiver(self.broker, max_async_tasks=concurrency, run_startup=False)
-        listening = asyncio.create_task(receiver.listen(finish))
-        await asyncio.wait_for(self.done.wait(), 60)
-        finish.set()
-        await asyncio.wait_for(listening, 20)
+async def throughput(url: str, peer: str, messages: int, concurrency: int) -> float:
+    """Messages one worker handles a second, from a full queue."""
+    await _fill(await _open(url, peer), messages)
+    worker = begin("others:work", url=url, peer=peer, concurrency=concurrency, messages=messages)
+    found = await asyncio.to_thread(end, worker, f"the worker of {peer}")
+    return float(found["rate"])
 
 
-async def taskiq_throughput(url: str, messages: int, concurrency: int) -> float:
-    """Tasks one taskiq worker handles a second, from a full queue."""
-    peer = Taskiq(url, messages)
-    await peer.broker.startup()
-    await _gather(peer.send, messages)
-    await peer.work(concurrency)
-    await peer.broker.shutdown()
-    return (messages - 1) / (peer.times[-1] - peer.times[0])
+async def sends(url: str, peer: str, messages: int) -> float:
+    """Awaited sends a second from 100 senders, once their connections are open."""
+    queue = await _open(url, peer)
+    await _fill(queue, 100)
+    return await _fill(queue, messages)
 
 
-async def taskiq_sends(url: str, messages: int) -> float:
-    """Awaited sends a second from 100 senders."""
-    peer = Taskiq(url, 0)
-    await peer.broker.startup()
-    rate = await _gather(peer.send, messages)
-    await peer.broker.shutdown()
-    return rate
-
-
-async def taskiq_latency(url: str, rate: int, messages: int) -> list[float]:
-    """Milliseconds from send to handler at a steady rate: [p50, p99]. Sender and worker share one process."""
-    peer = Taskiq(url, messages + rate)
-    await peer.broker.startup()
-    working = asyncio.create_task(peer.work(10))
-    await pace(peer.send, rate, messages + rate)
-    await working
-    await peer.broker.shutdown()
-    return percentiles(peer.delays[rate:])
-
-
-async def saq_throughput(url: str, messages: int, concurrency: int) -> float:
-    """Jobs one saq worker handles a second, from a full queue."""
-    from saq import Queue, Worker
-
-    logging.getLogger("saq").setLevel(logging.ERROR)
-    times: list[float] = []
-    done = asyncio.Event()
-
-    async def noop(_ctx: Any, *, text: str) -> None:
-        times.append(time.monotonic())
-        if len(times) == messages:
-            done.set()
-
-    queue = Queue.from_url(url)
-    await queue.connect()
-    await _gather(lambda: queue.enqueue("noop", text=BODY["text"]), messages)
-    worker: Any = Worker(queue, functions=[("noop", noop)], concurrency=concurrency)
-    working = asyncio.create_task(worker.start())
-    await asyncio.wait_for(done.wait(), 60)
-    await worker.stop()
-    await asyncio.gather(working, return_exceptions=True)
-    return (messages - 1) / (times[-1] - times[0])
-
-
-async def saq_sends(url: str, messages: int) -> float:
-    """Awaited sends a second from 100 senders."""
-    from saq import Queue
-
-    queue = Queue.from_url(url)
-    await queue.connect()
-    rate = await _gather(lambda: queue.enqueue("noop", text=BODY["text"]), messages)
-    await queue.disconnect()
-    return rate
+async def latency(url: str, peer: str, rate: int, messages: int, concurrency: int) -> list[float]:
+    """Milliseconds from send to handler at a steady rate: [p50, p99], and the rate the sender reached."""
+    queue = await _open(url, peer)
+    expected = messages + rate + 1
+    with tempfile.TemporaryDirectory(prefix="agenthive-bench-") as folder:
+        ready = Path(folder) / "ready"
+        worker = begin("others:work", url=url, peer=peer, concurrency=concurrency, messages=expected, ready=str(ready))
+        await queue.send(time.monotonic_ns())
+        deadline = time.monotonic() + PATIENCE
+        while not ready.exists():
+            if worker.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the worker of {peer} did not handle its first message")
+            await asyncio.sleep(0.01)
+        reached = await pace(lambda: queue.send(time.monotonic_ns()), rate, messages + rate)
+        found = await asyncio.to_thread(end, worker, f"the worker of {peer}")
+    return [*percentiles(found["delays"][rate + 1 :]), reached]  # the first second warms up

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,9 @@ PATIENCE = 60.0
 MIB = 1024 * 1024
 
 
-def message(**body: Any) -> AgentMessage:
+def message(agent: str = "bench", **body: Any) -> AgentMessage:
     """One message to the agent under measurement."""
-    return AgentMessage(from_agent="load", to_agent="bench", message_type="noop", body={**BODY, **body})
+    return AgentMessage(from_agent="load", to_agent=agent, message_type="noop", body={**BODY, **body})
 
 
 @contextmanager
@@ -71,15 +71,18 @@ async def result_of(process: subprocess.Popen[bytes], path: Path) -> dict[str, A
     return document
 
 
-async def fill(bus: Bus, messages: int, senders: int = 100) -> float:
-    """Send ``messages`` from ``senders`` coroutines, each awaiting its own; messages a second."""
+async def fill(bus: Bus, messages: int, senders: int = 100, agents: int = 0) -> float:
+    """Send ``messages`` from ``senders`` coroutines, each awaiting its own; messages a second.
 
-    async def send(count: int) -> None:
-        for _ in range(count):
-            await bus.send(message())
+    To the agent under measurement, or by turns to ``agents`` many.
+    """
+
+    async def send(first: int) -> None:
+        for number in range(first, messages, senders):
+            await bus.send(message(f"bench-{number % agents}" if agents else "bench"))
 
     started = time.monotonic()
-    await asyncio.gather(*(send(messages // senders) for _ in range(senders)))
+    await asyncio.gather(*(send(first) for first in range(senders)))
     return messages / (time.monotonic() - started)
 
 
@@ -105,33 +108,39 @@ async def sends(url: str, messages: int) -> float:
         await bus.aclose()
 
 
-async def latency(url: str, rate: int, messages: int) -> list[float]:
-    """Milliseconds from send to handler at a steady rate: [p50, p99]."""
+async def latency(url: str, rate: int, messages: int, concurrency: int) -> list[float]:
+    """Milliseconds from send to handler at a steady rate: [p50, p99], and the rate the sender reached."""
     bus = await Bus.connect(url, HIVE)
     try:
-        with agent(url, "latency", messages + rate, 10) as (process, path):
+        with agent(url, "latency", messages + rate, concurrency) as (process, path):
             await bus.send(message(sent=time.monotonic_ns()))
             while (await bus.queue("bench")).backlog:
                 await asyncio.sleep(0.01)
-            await pace(lambda: bus.send(message(sent=time.monotonic_ns())), rate, messages + rate - 1)
+            reached = await pace(lambda: bus.send(message(sent=time.monotonic_ns())), rate, messages + rate - 1)
             found = await result_of(process, path)
     finally:
         await bus.aclose()
-    return percentiles(found["delays"][rate:])  # the first second warms up
+    return [*percentiles(found["delays"][rate:]), reached]  # the first second warms up
 
 
-async def pace(send: Any, rate: int, messages: int) -> None:
-    """Call ``send`` ``rate`` times a second, whether or not the ones before have returned."""
+async def pace(send: Callable[[], Coroutine[Any, Any, Any]], rate: int, messages: int) -> float:
+    """Call ``send`` ``rate`` times a second, whether or not the ones before have returned; the rate that came of it."""
     started = time.monotonic()
     running: set[asyncio.Task[Any]] = set()
+
+    def ended(task: asyncio.Task[Any]) -> None:
+        if task.exception() is None:  # one that failed stays, and is raised below
+            running.discard(task)
+
     for number in range(messages):
         wait = started + number / rate - time.monotonic()
         if wait > 0:
             await asyncio.sleep(wait)
         task = asyncio.ensure_future(send())
         running.add(task)
-        task.add_done_callback(running.discard)
+        task.add_done_callback(ended)
     await asyncio.gather(*running)
+    return messages / (time.monotonic() - started)
 
 
 def percentiles(delays: list[int]) -> list[float]:
