@@ -21,6 +21,9 @@ FULL, DUPLICATE = b"03"
 """Results of a message, see lua/send.lua."""
 BATCH_MESSAGES = 500
 """Most messages of one function call."""
+HALVED_SENDERS = 32
+"""From so many waiting senders on their messages go in two halves by turns: while Redis takes one, the senders of the
+other are told and make their next messages."""
 BATCH_BYTES = 4 * 1024 * 1024
 """Size at which a batch is sent without looking for more."""
 
@@ -65,6 +68,8 @@ class Sender:
         self._bound = queue_bound
         self._outboxes: dict[str, Outbox] = {}
         self._in_flight: list[tuple[Outbox, list[Item]]] = []
+        self._answered: list[tuple[Outbox, list[Item], Any]] = []
+        """What Redis has answered and no sender knows yet."""
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -98,15 +103,19 @@ class Sender:
                 while batches := self._take():
                     self._in_flight = batches
                     await self._deliver(batches)
+                    if any(isinstance(answer, ReplyError) or FULL in answer for _, _, answer in self._answered):
+                        self._settle()  # what was refused goes before what came later
+                self._settle()
             except Exception as error:
                 log.exception("sending failed; going on")
+                self._settle()
                 self._fail_in_flight(BusUnavailable(f"sending failed: {error!r}"))
 
     def _take(self) -> list[tuple[Outbox, list[Item]]]:
         """What can be sent now, by agent."""
         now = asyncio.get_running_loop().time()
         batches: list[tuple[Outbox, list[Item]]] = []
-        size = 0
+        size, room = 0, self._room()
         later: float | None = None
         for gate, outbox in list(self._outboxes.items()):
             if outbox.closed_until > now:
@@ -114,11 +123,12 @@ class Sender:
                 later = min(later or outbox.closed_until, outbox.closed_until)
                 continue
             batch: list[Item] = []
-            while outbox.items and len(batch) < BATCH_MESSAGES and size < BATCH_BYTES:
+            while outbox.items and len(batch) < BATCH_MESSAGES and size < BATCH_BYTES and room > 0:
                 item = outbox.items.popleft()
                 if not item.done.done():  # else its caller was cancelled before it was sent
                     batch.append(item)
                     size += len(item.arguments[2])
+                    room -= 1
             if batch:
                 batches.append((outbox, batch))
             elif not outbox.items:
@@ -126,6 +136,12 @@ class Sender:
         if later is not None and not batches:
             self._wake_at(later)
         return batches
+
+    def _room(self) -> int:
+        """Most messages to send now: all, or half of those whose senders wait for us."""
+        answered = sum(len(batch) for _, batch, _ in self._answered)
+        waiting = answered + sum(len(outbox.items) for outbox in self._outboxes.values())
+        return waiting if waiting < HALVED_SENDERS else (waiting + 1) // 2
 
     def _fail_in_flight(self, error: BusError) -> None:
         _fail((item for _, batch in self._in_flight for item in batch), error)
@@ -140,8 +156,9 @@ class Sender:
         while True:
             commands = [self._command(outbox, batch, again) for outbox, batch in batches]
             try:
-                answers = await self._lane.execute(commands)
+                answers = await self._lane.execute(commands, meanwhile=self._settle)
             except ConnectionLost as error:
+                self._settle()
                 # A batch may be sent twice: queues know the ids they have taken, and copies of a topic go to queues.
                 again = True
                 reason = f"Redis at {self._lane.endpoint} cannot be reached: {error}"
@@ -152,11 +169,12 @@ class Sender:
                 if not self._has_patience(reason):
                     return
             except BusUnavailable as error:
+                self._settle()
                 self._fail_in_flight(error)
                 return
             else:
-                for (outbox, batch), answer in zip(batches, answers, strict=True):
-                    self._settle(outbox, batch, answer)
+                self._answered = [(*pair, answer) for pair, answer in zip(batches, answers, strict=True)]
+                self._in_flight = []
                 return
 
     def _has_patience(self, reason: str) -> bool:
@@ -174,7 +192,17 @@ class Sender:
             return library().call("send", outbox.gate, *arguments)
         return library().call("publish", outbox.gate, *arguments)
 
-    def _settle(self, outbox: Outbox, batch: list[Item], answer: Any) -> None:
+    def _settle(self) -> None:
+        """Tell the senders what Redis answered last."""
+        answered, self._answered = self._answered, []
+        for outbox, batch, answer in answered:
+            try:
+                self._settle_batch(outbox, batch, answer)
+            except Exception as error:
+                log.exception("an answer of Redis to a batch of messages cannot be read; going on")
+                _fail(batch, BusUnavailable(f"Redis answered what cannot be read: {error!r}"))
+
+    def _settle_batch(self, outbox: Outbox, batch: list[Item], answer: Any) -> None:
         moving = isinstance(answer, ReplyError) and answer.code in SLOT_BUSY
         if isinstance(answer, ReplyError) and not moving:
             _fail(batch, BusUnavailable(f"Redis at {self._lane.endpoint} did not accept the message: {answer}"))
@@ -216,6 +244,7 @@ class Sender:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         closed = BusUnavailable("the bus was closed before Redis confirmed the message")
+        self._settle()
         self._fail_in_flight(closed)
         for outbox in self._outboxes.values():
             _fail(outbox.items, closed)
