@@ -19,6 +19,9 @@ from agenthive.schedule import Schedule, slots_of
 #: What an agent's name must look like: a DNS label, as the Agent resource that runs it has.
 NAME_PATTERN = re.compile(r"[a-z0-9]([-a-z0-9]{0,45}[a-z0-9])?")
 
+#: Most seconds of ``Retry(after=…)``.
+LONGEST_RETRY = 365 * 86_400
+
 #: A handler takes (message, ctx) or (message), or a body instead of the message; a hook takes (ctx) or nothing.
 AnyFunction = Callable[..., Any]
 F = TypeVar("F", bound=AnyFunction)
@@ -28,14 +31,20 @@ class Retry(Exception):  # noqa: N818 - reads as the instruction it is: `raise R
     """Raised by a handler: not now, try again. Counts as an attempt; after ``max_retries`` the message is given up.
 
     Args:
-        after: seconds until the next attempt; None takes the hive's doubling delay.
+        after: seconds until the next attempt, at most a year; None takes the hive's doubling delay. A message whose
+            time to live ends before then expires at once.
         reason: kept with the message, shown in its status and in the dead letters.
+
+    Raises:
+        ValueError: ``after`` is negative, no number, or more than a year.
     """
 
-    def __init__(self, after: float | None = None, reason: str = "") -> None:
-        if after is not None and not after >= 0:
-            raise ValueError(f"Retry(after={after!r}): seconds must be 0 or more, or None for the hive's delay")
-        super().__init__(reason or "the handler asked for a retry")
+    def __init__(self, after: float | None = None, reason: object = "") -> None:
+        if after is not None and (not isinstance(after, int | float) or not 0 <= after <= LONGEST_RETRY):
+            raise ValueError(
+                f"Retry(after={after!r}): give seconds from 0 to {LONGEST_RETRY} (a year), or None for the hive's delay"
+            )
+        super().__init__(str(reason) or "the handler asked for a retry")
         self.after = after
 
 
@@ -43,12 +52,12 @@ class Reject(Exception):  # noqa: N818 - as above
     """Raised by a handler: this message can never be handled. It goes to the dead letters at once.
 
     Args:
-        reason: kept with the message, shown in its status and in the dead letters.
+        reason: kept with the message, shown in its status and in the dead letters; an exception will do.
     """
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    def __init__(self, reason: object = "") -> None:
+        self.reason = str(reason) or "the handler rejected the message"
+        super().__init__(self.reason)
 
 
 @dataclass(frozen=True, slots=True)

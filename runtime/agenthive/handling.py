@@ -122,9 +122,9 @@ def judge(run: Run, error: BaseException | None) -> Verdict:
     if error is None:
         return ACKNOWLEDGE
     if isinstance(error, Retry):
-        return Fail(str(error), telemetry.RETRIED, error.after)
+        return Fail(_storable(str(error)), telemetry.RETRIED, error.after)
     if isinstance(error, Reject):
-        return Discard(error.reason)
+        return Discard(_storable(error.reason))
     if isinstance(error, asyncio.CancelledError):
         if run.stop is Stop.DRAIN:
             return HandBack()
@@ -151,11 +151,16 @@ def format_error(error: BaseException) -> str:
     """``KeyError: 'topic'`` and below it the traceback through the agent's own code, at most 4000 characters."""
     headline = "".join(traceback.format_exception_only(error)).strip()
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OWN_FILES)]
-    text = f"{headline}\n{''.join(traceback.format_list(frames))}".strip()
+    text = _storable(f"{headline}\n{''.join(traceback.format_list(frames))}".strip())
     if len(text) <= ERROR_CHARACTERS:
         return text
     half = ERROR_CHARACTERS // 2 - 4
     return f"{text[:half]}\n  …\n{text[-half:]}"
+
+
+def _storable(text: str) -> str:
+    """Without what neither UTF-8 nor PostgreSQL can hold, which a handler's words may well contain."""
+    return text.encode(errors="backslashreplace").decode().replace("\0", "\\x00")
 
 
 #: Frames of these files are the machinery around the handler: no help to its author.

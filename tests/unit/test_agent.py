@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import pytest
 
@@ -138,10 +139,16 @@ def test_a_hook_takes_the_context_or_nothing() -> None:
 def test_retry_and_reject_carry_what_was_said() -> None:
     assert (Retry().after, str(Retry())) == (None, "the handler asked for a retry")
     assert (Retry(0).after, str(Retry(2, "later"))) == (0, "later")
+    assert Retry(365 * 86_400, KeyError("k")).args == ("'k'",)
     assert Reject("no").reason == "no"
-    for after in (-1, float("nan")):
-        with pytest.raises(ValueError, match="0 or more"):
-            Retry(after)
+    assert Reject(ValueError("odd")).reason == str(Reject(ValueError("odd"))) == "odd"
+    assert Reject().reason == "the handler rejected the message"
+
+
+@pytest.mark.parametrize("after", [-1, -0.001, float("nan"), float("inf"), 1e300, 10**400, "5", [1]])
+def test_a_retry_waits_for_seconds_from_zero_to_a_year(after: Any) -> None:
+    with pytest.raises(ValueError, match="seconds from 0 to 31536000"):
+        Retry(after)
 
 
 def test_everything_public_is_exported_lazily() -> None:

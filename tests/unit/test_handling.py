@@ -29,6 +29,9 @@ def run_of(stop: Stop | None = None) -> Run:
         (None, Retry(), Fail("the handler asked for a retry", telemetry.RETRIED, None)),
         (None, Reject("broken"), Discard("broken")),
         (None, KeyError("topic"), Fail("KeyError: 'topic'")),
+        (None, ValueError("\ud800\0"), Fail("ValueError: \\ud800\\x00")),
+        (None, Reject("\udfff"), Discard("\\udfff")),
+        (None, Retry(reason="\0"), Fail("\\x00", telemetry.RETRIED)),
         (None, SystemExit(3), Fail("SystemExit: 3")),
         (
             None,

@@ -38,6 +38,7 @@ from agenthive.settings import HiveScope, Messaging, RedisPool
 SEND_WAIT_SECONDS = 10.0
 """How long ``send`` waits for a full queue to shrink, unless it is told otherwise."""
 STATUS_WAIT_SECONDS = 2.0
+MAX_REQUEST_SECONDS = 365 * 86_400
 BATCH_STATUSES = 500
 """Most statuses of one function call."""
 MAX_REASON_LENGTH = 2000
@@ -147,10 +148,13 @@ class Bus:
         """Send ``message`` and return the reply to it: a message of type ``reply`` whose body is ``{"result": …}``.
 
         The request expires when ``timeout`` (seconds) has passed, if not before. Raises RequestTimeout (with the
-        request's status), RequestFailed (given up by the recipient, with the reason) and what ``send`` raises.
+        request's status), RequestFailed (given up by the recipient, with the reason), ValueError (a timeout that is
+        none, or an id for whose reply this process waits already) and what ``send`` raises.
         """
-        if timeout <= 0:
-            raise ValueError(f"timeout is {timeout}; it must be greater than 0 seconds")
+        if not 0 < timeout <= MAX_REQUEST_SECONDS:
+            raise ValueError(
+                f"timeout is {timeout}; it must be greater than 0 seconds, and at most {MAX_REQUEST_SECONDS} (a year)"
+            )
         if message.delivery_options.deduplication_key is not None:
             raise ValueError(
                 "a request cannot have a deduplication_key, for the reply goes to whoever sent the first message of "
@@ -167,7 +171,7 @@ class Bus:
                 return await reply
         except TimeoutError:
             status = await self._status_for_timeout(asked)
-            where = f"it is {status.status} after {status.attempts} attempts" if status else "its status is unknown"
+            where = f"it is {status.summary}" if status else "its status is unknown"
             raise RequestTimeout(
                 f"{asked.to_agent} did not reply to {asked.message_type} within {timeout:g} s; {where}", status
             ) from None

@@ -539,6 +539,7 @@ def _new_name(pod: str) -> str:
 
 
 def _shorten(text: str) -> str:
+    text = text.encode(errors="backslashreplace").decode()  # lone surrogates would fail the whole batch
     return text if len(text) <= MAX_ERROR_LENGTH else text[: MAX_ERROR_LENGTH - 1] + "…"
 
 

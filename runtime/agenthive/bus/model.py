@@ -66,6 +66,13 @@ class MessageStatus:
     """When the delay (``delayed``), or the pause before the next attempt (``retrying``), ends."""
 
     @property
+    def summary(self) -> str:
+        """In a few words, as in "pending (retrying) after 2 attempts"."""
+        detail = f" ({self.detail.replace('_', ' ')})" if self.detail else ""
+        error = f", the last error: {self.error}" if self.error else ""
+        return f"{self.status}{detail} after {self.attempts} attempt{'' if self.attempts == 1 else 's'}{error}"
+
+    @property
     def final(self) -> bool:
         """Whether it is delivered, failed or expired. Only a redrive makes such a message pending again."""
         return self.status is not MessageDeliveryStatus.PENDING

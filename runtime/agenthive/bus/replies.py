@@ -42,8 +42,11 @@ class ReplyReader:
     def expect(self, request_id: str, gate: str) -> asyncio.Future[AgentMessage]:
         """The future reply to a request that is going to be sent to the agent whose gate is ``gate``.
 
-        A reply that comes before the reader listens is kept in Redis and found when it does.
+        A reply that comes before the reader listens is kept in Redis and found when it does. Raises ValueError for an
+        id that is waited for already.
         """
+        if request_id.encode() in self._waiting:
+            raise ValueError(f"a request of id {request_id} is under way; give each request an id of its own")
         if not self._tasks:
             loop = asyncio.get_running_loop()
             self._tasks = [

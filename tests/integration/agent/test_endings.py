@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -45,6 +46,27 @@ async def test_a_time_limit_cancels_and_counts_as_a_failure(hive: Any) -> None:
     status = await hive.final("worker", await hive.send("worker", "stubborn"))
     assert "the time limit of 0.05 s" in status.error
     assert runner.telemetry.types["x"].results["timed_out"] == 3
+
+
+@pytest.mark.parametrize("kind", ["task", "thread"])
+async def test_waiting_for_a_free_slot_does_not_eat_the_time_limit(hive: Any, kind: str) -> None:
+    agent = Agent("worker")
+
+    @agent.on("task", timeout=1)
+    async def in_task(message: AgentMessage) -> str:
+        await asyncio.sleep(0.2)
+        return "in time"
+
+    @agent.on("thread", timeout=1)
+    def in_thread(message: AgentMessage) -> str:
+        time.sleep(0.2)
+        return "in time"
+
+    await hive.start(agent, concurrency=1)
+    started = time.monotonic()
+    # The last one waits longer than its limit before it runs.
+    assert await asyncio.gather(*(hive.ask("worker", kind) for _ in range(6))) == ["in time"] * 6
+    assert time.monotonic() - started >= 1.2
 
 
 async def test_the_hives_time_limit_is_for_handlers_without_their_own(hive: Any) -> None:

@@ -257,6 +257,22 @@ async def test_whatever_a_handler_raises_ends_only_its_own_handling(hive: Any, e
     assert await hive.ask("worker", "good") == "still here"
 
 
+@pytest.mark.parametrize(
+    "error", [ValueError("\ud800 \0"), Reject("\udfff"), Reject(KeyError("k")), Retry(0, "\ud800")]
+)
+async def test_an_error_of_odd_characters_ends_as_any_other(hive: Any, error: Exception) -> None:
+    agent = Agent("worker")
+
+    @agent.on("x")
+    async def handle(message: AgentMessage) -> None:
+        raise error
+
+    await hive.start(agent)
+    with pytest.raises(RequestFailed):
+        await hive.ask("worker", delivery_options={"max_retries": 1})
+    assert len(await hive.bus.dead_letters("worker")) == 1
+
+
 async def test_a_result_that_is_no_json_is_rejected_with_the_reason(hive: Any) -> None:
     agent = Agent("worker")
     agent.on("x")(lambda message: {1, 2})

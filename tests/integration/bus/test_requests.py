@@ -75,6 +75,58 @@ async def test_no_reply_in_time_says_where_the_request_stands(bus, consume, make
     assert bus._replies._waiting == {}
     with pytest.raises(ValueError, match="greater than 0"):
         await bus.request(make(), 0)
+    for timeout in (-1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="greater than 0 seconds, and at most 31536000"):
+            await bus.request(make(), timeout)
+
+
+async def test_a_thousand_outstanding_requests_need_no_more_connections_than_one(
+    bus, consume, make, claim_all, raw, until
+) -> None:
+    consumer = await consume()
+    warm = asyncio.create_task(bus.request(make(0), 20))
+    (delivery,) = await consumer.claim(1)
+    await consumer.ack(delivery, delivery.message.reply(0))
+    await warm
+    asking = [asyncio.create_task(bus.request(make(n), 20 if n < 900 else 2)) for n in range(1000)]
+    deliveries = await claim_all(consumer, 1000)
+    assert len(bus._replies._waiting) == 1000
+    channels = await raw.pubsub_channels(f"*:reply:{bus._replies.process}")
+    assert len(channels) == 1
+    assert (await raw.pubsub_numsub(*channels))[0][1] == 1
+    for delivery in reversed(deliveries):
+        if delivery.message.body["n"] < 900:
+            consumer.ack(delivery, delivery.message.reply(delivery.message.body["n"]))
+    results = await asyncio.gather(*asking, return_exceptions=True)
+    assert [reply.body["result"] for reply in results[:900]] == list(range(900))
+    for late in results[900:]:
+        assert isinstance(late, RequestTimeout)
+        assert str(late) == "worker did not reply to t within 2 s; it is pending (in flight) after 1 attempt"
+        assert late.status.status is MessageDeliveryStatus.PENDING
+    assert bus._replies._waiting == {}
+    await consumer.release([delivery for delivery in deliveries if delivery.message.body["n"] >= 900])
+
+
+async def test_one_id_is_asked_once_at_a_time(bus, consume, make) -> None:
+    consumer = await consume()
+    first = asyncio.create_task(bus.request(make(1, message_id="one"), 10))
+    (delivery,) = await consumer.claim(1)
+    with pytest.raises(ValueError, match="a request of id one is under way"):
+        await bus.request(make(2, message_id="one"), 10)
+    await consumer.ack(delivery, delivery.message.reply("still heard"))
+    assert (await first).body == {"result": "still heard"}
+
+
+async def test_a_cancelled_request_waits_for_nothing(bus, consume, make, until) -> None:
+    consumer = await consume()
+    asking = asyncio.create_task(bus.request(make(1), 30))
+    (delivery,) = await consumer.claim(1)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert bus._replies._waiting == {}
+    await consumer.ack(delivery, delivery.message.reply("to nobody"))
+    assert (await bus.status("worker", delivery.message.message_id)).status is MessageDeliveryStatus.DELIVERED
 
 
 async def test_a_request_expires_with_its_timeout(bus, consume, make) -> None:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from agenthive.bus.model import PendingState, parse_dead_letter, parse_stats, parse_status
+from agenthive.bus.model import MessageStatus, PendingState, parse_dead_letter, parse_stats, parse_status
 from agenthive.protocol import AgentMessage, MessageDeliveryStatus, MessagePriority
 
 PLACE = b"2 1767225600000-3 1767225600000"
@@ -64,6 +64,13 @@ def test_a_message_that_expired_unhandled_has_no_time_of_claim() -> None:
 
 def test_a_message_redis_does_not_know_has_no_status() -> None:
     assert parse_status("m", b"", b"", 0, b"", -1, -1) is None
+
+
+def test_a_status_in_words() -> None:
+    pending = MessageStatus("m", MessageDeliveryStatus.PENDING, 1, detail=PendingState.IN_FLIGHT)
+    failed = MessageStatus("m", MessageDeliveryStatus.FAILED, 2, "failed: no")
+    assert pending.summary == "pending (in flight) after 1 attempt"
+    assert failed.summary == "failed after 2 attempts, the last error: failed: no"
 
 
 def test_figures() -> None:
