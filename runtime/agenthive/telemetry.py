@@ -66,6 +66,10 @@ class Telemetry:
         #: Errors by operation, such as ``claim`` or ``ack``.
         self.bus_errors: Counter[str] = Counter()
         self.store_errors: Counter[str] = Counter()
+        #: Messages that Redis gave up while this process claimed, by reason: ``expired``, ``crashed``, ``malformed``.
+        self.given_up: Counter[str] = Counter()
+        #: Read at each scrape: replies whose asker was gone.
+        self.replies_dropped: Callable[[], int] = lambda: 0
         #: Slots of schedules by name and by what this process did with them.
         self.firings: Counter[tuple[str, str]] = Counter()
         self.started_at = time.time()
@@ -116,6 +120,18 @@ class Telemetry:
             GaugeMetricFamily("agenthive_started_at_seconds", "Unix time this process started.", labels=("agent",)),
             self.started_at,
         )
+        yield self._one(
+            CounterMetricFamily("agenthive_replies_dropped", "Replies whose asker was gone.", labels=("agent",)),
+            self.replies_dropped(),
+        )
+        given_up = CounterMetricFamily(
+            "agenthive_messages_given_up",
+            "Messages put into the dead letters without a handler's word, by reason.",
+            labels=("agent", "reason"),
+        )
+        for reason, count in self.given_up.items():
+            given_up.add_metric((self.agent, reason), count)
+        yield given_up
         for name, what, errors in (
             ("agenthive_bus_errors", "Calls to Redis that failed, by operation.", self.bus_errors),
             ("agenthive_store_errors", "Calls to PostgreSQL that failed, by operation.", self.store_errors),

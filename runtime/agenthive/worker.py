@@ -10,6 +10,7 @@ import inspect
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -39,12 +40,14 @@ from agenthive.outage import FIRST_DELAY, LONGEST_DELAY, Outage
 from agenthive.protocol import describe
 
 if TYPE_CHECKING:
-    from agenthive.bus import Consumer, Delivery
+    from agenthive.bus import Consumer, Delivery, GivenUp
     from agenthive.protocol import AgentMessage
     from agenthive.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
+#: Of messages that Redis gave up, so many bytes are fetched with one claim, for the message log.
+LOGGED_BYTES = 1024 * 1024
 #: After the drain time cancelled handlers get this long to clean up, and finished ones to be acknowledged, seconds.
 CLEANUP_SECONDS = 5.0
 
@@ -92,6 +95,9 @@ class Worker:
         self._handlers = bind(agent, figures, default_timeout)
         self._unknown = unknown_type(agent, resources.agent, figures)
         self._message_log = resources.store.messages if resources.store is not None else None
+        consumer.on_given_up = self._given_up
+        consumer.noted_bytes = LOGGED_BYTES if self._message_log is not None else 0
+        figures.replies_dropped = lambda: consumer.replies_dropped
         self._loop = asyncio.get_running_loop()
         #: Handlers running now.
         self.running = 0
@@ -284,24 +290,43 @@ class Worker:
     def _record(self, delivery: Delivery, verdict: Verdict) -> None:
         """Into the message log, behind the back of whoever handles the next one."""
         message = delivery.message
-        if not message.delivery_options.persistent:
+        if message.delivery_options.persistent:
+            max_retries = self._resources.settings.messaging.max_retries
+            status, error = outcome(verdict, message, delivery.attempt, max_retries)
+            self._log_message(message.message_id, message, status, error, delivery.attempt)
+
+    def _given_up(self, given_up: GivenUp) -> None:
+        """Redis put a message into the dead letters that no handler rejected."""
+        self._figures.given_up[given_up.reason] += 1
+        message = given_up.message
+        log.warning("message %s was given up: %s: %s", given_up.message_id, given_up.reason, given_up.error)
+        if self._message_log is None or (message is not None and not message.delivery_options.persistent):
             return
+        if message is None and given_up.reason != "malformed":
+            log.warning("message %s is not in the message log: too much was given up at once", given_up.message_id)
+            return
+        status = "expired" if given_up.reason == "expired" else "failed"
+        error = f"{given_up.reason}: {given_up.error}"
+        self._log_message(given_up.message_id, message, status, error, given_up.attempts)
+
+    def _log_message(
+        self, message_id: str, message: AgentMessage | None, status: str, error: str | None, attempts: int
+    ) -> None:
+        """A row of the message log; of what is no message there is little to say."""
         assert self._message_log is not None
         from agenthive.store import InvalidValue  # noqa: PLC0415 - asyncpg, which an agent without a store never loads
 
-        max_retries = self._resources.settings.messaging.max_retries
-        status, error = outcome(verdict, message, delivery.attempt, max_retries)
         try:
             self._message_log.record(
-                message.message_id,
-                from_agent=message.from_agent,
-                to_agent=message.to_agent,
-                message_type=message.message_type,
+                message_id,
+                from_agent=message.from_agent if message else "",
+                to_agent=message.to_agent if message else self._resources.agent,
+                message_type=message.message_type if message else "",
                 status=status,
-                attempts=delivery.attempt,
-                created_at=message.timestamp,
+                attempts=attempts,
+                created_at=message.timestamp if message else datetime.now(UTC),
                 error=error,
-                body=message.body,
+                body=message.body if message else None,
             )
         except InvalidValue as unfit:
             self._figures.store_errors["message_log"] += 1

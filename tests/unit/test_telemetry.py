@@ -36,6 +36,8 @@ def test_everything_counted_is_exposed() -> None:
         of_type.observe(seconds)
     figures.claims, figures.claimed = 2, 4
     figures.bus_errors["claim"] += 5
+    figures.given_up["expired"] += 6
+    figures.replies_dropped = lambda: 7
     found = samples(figures)
     agent, kind = ("agent", "a"), ("type", "x")
     assert found["agenthive_messages_handled_total", (agent, ("result", "delivered"), kind)] == 3
@@ -50,6 +52,8 @@ def test_everything_counted_is_exposed() -> None:
     assert found["agenthive_claims_total", (agent,)] == 2
     assert found["agenthive_claimed_messages_total", (agent,)] == 4
     assert found["agenthive_bus_errors_total", (agent, ("operation", "claim"))] == 5
+    assert found["agenthive_messages_given_up_total", (agent, ("reason", "expired"))] == 6
+    assert found["agenthive_replies_dropped_total", (agent,)] == 7
     assert ("process_resident_memory_bytes", ()) in found, "what the process itself registers is there too"
 
 

@@ -17,7 +17,7 @@ from agenthive.bus.errors import BusError, BusUnavailable, ConsumerStopped, Leas
 from agenthive.bus.keys import REPLY_MARK, AgentKeys, agents_key
 from agenthive.bus.lease import LeaseKeeper
 from agenthive.bus.library import library
-from agenthive.bus.model import Delivery
+from agenthive.bus.model import Delivery, GivenUp, parse_given_up
 from agenthive.bus.parking import Parking
 from agenthive.bus.policy import LaneWheel, after_failure, to_ms
 from agenthive.bus.pump import Pump
@@ -61,6 +61,13 @@ class Consumer:
         """This incarnation: the pod and a boot nonce; a new one after it was robbed."""
         self.pump = pump
         """Copies from the agent's topics; idle where there are none."""
+        self.on_given_up: Callable[[GivenUp], None] = _nobody
+        """Called with each message that Redis gave up in one of our turns: expired, malformed, or crashed too often.
+        What a turn whose answer was lost gave up is not told."""
+        self.noted_bytes = 0
+        """Most bytes of documents that one turn hands on of them; one for which there is no room comes without."""
+        self.replies_dropped = 0
+        """Replies that found their asker gone. A few may have been fetched later: the queue's figures know."""
         self._connections = connections
         self._agents_key = agents_key(scope)
         self._keys = AgentKeys.of(scope, agent)
@@ -356,7 +363,7 @@ class Consumer:
         answer = await self._ask(turn)
         if answer is None:
             return None
-        *_, groups, wait, state, now = answer
+        _, _, groups, wait, state, now, *_ = answer
         self._clock = (now, asyncio.get_running_loop().time())
         self._answered = (turn, answer)
         if self._claim is not None and self._claim.done():
@@ -427,6 +434,7 @@ class Consumer:
             *self._wheel.quotas(wanted),
             "1" if again else "0",
             "1" if pass_wake else "0",
+            self.noted_bytes,
             *batch.arguments(now),
         )
 
@@ -486,10 +494,13 @@ class Consumer:
         """Work the last answer off, if that was not done yet: tell the callers, hand out the messages."""
         if self._answered is None:
             return
-        (turn, (refused_acknowledgements, refused_endings, groups, _, _, now)), self._answered = self._answered, None
+        (turn, answer), self._answered = self._answered, None
+        refused_acknowledgements, refused_endings, groups, _, _, now, *notes = answer
         for lane, entries in turn.batch.places():
             self._held[lane].difference_update(entries)
         turn.batch.settle(refused_acknowledgements, refused_endings)
+        if notes:
+            self._tell(*notes[0])
         deliveries: list[Delivery] = []
         for group in groups:
             self._read(group, now, deliveries)
@@ -506,6 +517,15 @@ class Consumer:
         self._ready += deliveries
         if self._stopping or not self._ahead or claim is not None:
             self._return_ready()
+
+    def _tell(self, _: int, replies: int, letters: list[Any]) -> None:
+        """What Redis itself gave up in a turn, and the replies that found nobody."""
+        self.replies_dropped += replies
+        try:
+            for letter in letters:
+                self.on_given_up(parse_given_up(*letter))
+        except Exception:
+            log.exception("what was given up could not be noted; going on")
 
     def _read(self, group: list[Any], now: int, deliveries: list[Delivery]) -> None:
         """Append what a group of claimed entries holds; what is no message goes to the dead letters."""
@@ -532,6 +552,10 @@ class Consumer:
 
 def _count(groups: list[Any]) -> int:
     return sum(len(flat) // 2 for _, _, flat, *_ in groups)
+
+
+def _nobody(_: GivenUp) -> None:
+    """The ``on_given_up`` of who does not care."""
 
 
 def _new_name(pod: str) -> str:

@@ -143,6 +143,19 @@ class DeadLetter:
     """Id of the message; empty where it has none."""
 
 
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """A message that went to the dead letters without a handler's word; ``message`` is None where it is none, or was
+    left out for its size."""
+
+    message_id: str
+    message: AgentMessage | None
+    reason: str
+    """``expired``, ``crashed`` or ``malformed``."""
+    error: str
+    attempts: int
+
+
 class DeadLetters(list[DeadLetter]):
     """A page of dead letters. ``next`` is the ``after`` of the page that follows, which may be empty; None: the end."""
 
@@ -294,18 +307,31 @@ def parse_stats(agent: str, figures: list[int]) -> QueueStats:
     )
 
 
+def parse_given_up(message_id: bytes, document: bytes, reason: bytes, error: bytes, attempts: bytes | int) -> GivenUp:
+    """A letter among the notes of a turn."""
+    return GivenUp(
+        message_id.decode(errors="replace"),
+        _message_or_none(document),
+        reason.decode(errors="replace"),
+        error.decode(errors="replace"),
+        int(attempts),
+    )
+
+
+def _message_or_none(document: bytes) -> AgentMessage | None:
+    try:
+        return AgentMessage.from_json(document)
+    except MessageError:
+        return None
+
+
 def parse_dead_letter(entry: bytes, fields: list[bytes]) -> DeadLetter:
     """An entry of the stream of dead letters."""
     values = dict(zip(fields[::2], fields[1::2], strict=True))
     raw = values.get(b"m", b"")
-    message: AgentMessage | None
-    try:
-        message = AgentMessage.from_json(raw)
-    except MessageError:
-        message = None
     return DeadLetter(
         entry.decode(),
-        message,
+        _message_or_none(raw),
         raw,
         values.get(b"reason", b"").decode(errors="replace"),
         values.get(b"error", b"").decode(errors="replace"),

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import pytest
+import redis
 
 from agenthive import Agent, Context, Reject, Retry, StoreNotConfigured
 from agenthive.bus import QueueStats, RequestFailed
@@ -336,6 +337,32 @@ async def test_failures_reach_the_message_log(hive: Any, postgres_url: str) -> N
     (row,) = await log.recent()
     assert (row.message_id, row.status, row.attempts, row.body) == (bad_id, "failed", 3, {"n": 1})
     assert row.error.startswith("ValueError: wrong")
+
+
+async def test_what_redis_gives_up_reaches_the_message_log(hive: Any, postgres_url: str, redis_url: str) -> None:
+    agent = Agent("worker")
+    agent.on("x")(lambda message: None)
+    late = await hive.send("worker", body={"n": 1}, ttl=0.001)
+    await hive.send("worker", ttl=0.001, delivery_options={"persistent": False})
+    huge = await hive.send("worker", body={"n": "x" * 700_000}, ttl=0.001)
+    left_out = await hive.send("worker", body={"n": "x" * 700_000}, ttl=0.001)
+    with redis.Redis.from_url(redis_url) as raw:
+        queue = f"{hive.settings.scope.key_prefix('worker')}q:2"
+        raw.xadd(queue, {"hello": "world"})
+        raw.xadd(queue, {"m": "04000000000000\nno-json\n{"})
+    await upgrade(postgres_url, schema_name(hive.settings.scope))
+    runner = await hive.start(agent, postgres_url=postgres_url)
+    await hive.until(lambda: runner.telemetry.given_up.total() == 6, "six messages given up")
+    assert runner.telemetry.given_up == {"expired": 4, "malformed": 2}
+    log = runner._store.messages
+    await log.flush()
+    rows = {row.message_id: row for row in await log.recent()}
+    assert rows.keys() == {late, huge, "", "no-json"}, f"{left_out} is one too large to come along"
+    row = rows[late]
+    assert (row.status, row.attempts, row.body, row.from_agent) == ("expired", 0, {"n": 1}, "test")
+    assert row.error == "expired: its time to live ended before it was handled"
+    assert rows["no-json"].error.startswith("malformed: not a valid message: Invalid JSON")
+    assert (rows["no-json"].status, rows["no-json"].to_agent, rows["no-json"].body) == ("failed", "worker", None)
 
 
 async def test_hooks_run_around_the_messages(hive: Any) -> None:

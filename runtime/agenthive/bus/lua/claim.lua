@@ -1,9 +1,9 @@
 -- turn: one consumer's turn at the queue, in one call: what it finished, then what it gets next.
 -- ARGV: 1 consumer, 2 lease (ms), 3 life of a status (ms), 4 max retries of messages that name none, 5-8 messages wanted
--- from lane 4, 3, 2, 1, 9 "1" if this is a repetition, 10 "1" to pass a wake-up on; from 11 acknowledgements, then other
--- endings (finish.lua).
+-- from lane 4, 3, 2, 1, 9 "1" if this is a repetition, 10 "1" to pass a wake-up on, 11 bytes of documents wanted of what this
+-- turn gives up; from 12 acknowledgements, then other endings (finish.lua).
 -- Returns { refused acknowledgements, refused operations, groups, ms until this consumer must look again by itself
--- (-1: others do), state, now }.
+-- (-1: others do), state, now, notes or none (prelude.lua) }.
 -- groups: { lane, kind, entries, attempts }: kind 0 first attempts, 1 later ones (then attempts is a list of their
 -- numbers), 2 acknowledged by being claimed. Entries is flat: entry, its field m, entry, its field m …
 -- state: 0; 1 the consumer was robbed of everything and must take a new name; 2 call again.
@@ -200,15 +200,15 @@ local function more_waits(P, empty)
   return false
 end
 
-local function turn(keys, argv)
+local function take_turn(keys, argv)
   local P, now = prefix_of(keys), now_ms()
   local consumer, life, again = argv[1], tonumber(argv[3]), argv[9] == '1'
   local lease = redis.call('ZSCORE', P .. 'consumers', consumer)
   local refused_acks, at = '', nil
   if lease then
-    at = acknowledge(P, argv, 11, now, life)
+    at = acknowledge(P, argv, 12, now, life)
   else
-    refused_acks, at = refused_acknowledgements(P, argv, 11, again)
+    refused_acks, at = refused_acknowledgements(P, argv, 12, again)
   end
   local refused = finish(P, argv, at, consumer, not lease, again, now, life)
   if argv[10] == '1' then
@@ -237,6 +237,16 @@ local function turn(keys, argv)
     wake(P)
   end
   return { refused_acks, refused, groups, -1, (broken_off and left > 0) and 2 or 0, now }
+end
+
+local function turn(keys, argv)
+  notes = { tonumber(argv[11]), 0, {} }
+  local answer = take_turn(keys, argv)
+  if notes[2] + #notes[3] > 0 then
+    answer[7] = notes
+  end
+  notes = nil
+  return answer
 end
 
 define('turn', turn, { 'allow-oom' })

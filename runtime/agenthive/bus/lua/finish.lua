@@ -11,11 +11,20 @@ local function remove(P, lane, entry, id)
   end
 end
 
+local NOTED = { expired = true, crashed = true, malformed = true } -- the reasons that no handler gave
+
 local function write_dead_letter(P, id, document, reason, problem, attempts)
   redis.call('XADD', P .. 'dead', '*', 'i', id, 'm', document, 'reason', reason, 'error', problem, 'attempts', attempts)
   local dropped = redis.call('XTRIM', P .. 'dead', 'MAXLEN', '~', DEAD_LIMIT)
   if dropped > 0 then
     redis.call('HINCRBY', P .. 'counts', 'dead_letters', dropped)
+  end
+  if notes and NOTED[reason] then
+    if #document > notes[1] then
+      document = ''
+    end
+    notes[1] = notes[1] - #document
+    table.insert(notes[3], { id, document, reason, problem, attempts })
   end
 end
 

@@ -164,6 +164,10 @@ local function accepted_of(entry, options)
   return options.a or string.match(entry, '^%d+')
 end
 
+-- What one turn tells its caller beside the messages, for logs and figures: nil, or { bytes left for documents, replies
+-- that nobody heard, letters { id, document or "" for want of room, reason, error, attempts } }.
+local notes = nil
+
 -- Put a reply where the asking process finds it, and tell it. The payload is a message, or "!" and why there is none.
 -- A reply that nobody listens for is kept all the same, for the asker may only be between two connections; it counts as
 -- dropped until it is fetched.
@@ -173,6 +177,9 @@ local function reply(P, id, address, life, payload)
   if redis.call('PUBLISH', 'ah:{' .. hive .. '}:reply:' .. address, id) == 0
     and redis.call('SET', P .. 'u:' .. id, '', 'PX', life, 'NX') then
     redis.call('HINCRBY', P .. 'counts', 'replies', 1)
+    if notes then
+      notes[2] = notes[2] + 1
+    end
   end
 end
 
