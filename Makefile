@@ -8,7 +8,7 @@ DIR    ?= .agenthive
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test lint format crds schema docs bench clean
+.PHONY: help demo up down test lint format crds schema docs bench soak clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ bench: $(STAMP)  ## Measure; ONLY=bus limits it
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'  # the first with --group
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench
 	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
+
+soak: $(STAMP)  ## Load the bus for SECONDS=300 while consumers die; fail if anything grows or stays
+	@$(BIN)/python -m benchmarks.soak --seconds $(or $(SECONDS),300)
 
 clean:  ## Remove the virtual environment and what was built
 	rm -rf $(VENV) build dist .coverage .coverage.*
