@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import pytest
 import redis.asyncio
 
-from agenthive.bus import BusUnavailable
+from agenthive.bus import Bus, BusUnavailable
 from agenthive.bus.keys import AgentKeys, TopicKeys, topics_key
 from agenthive.bus.library import library
 from agenthive.protocol import MessageDeliveryStatus, MessagePriority
+from agenthive.settings import CircuitBreaker, RedisPool
 
 
 @contextlib.asynccontextmanager
@@ -119,28 +121,23 @@ async def test_what_was_published_twice_is_handled_once(bus, consume, make) -> N
     assert [topic.length for topic in await bus.topics()] == [4]
 
 
-async def test_a_cut_connection_neither_loses_nor_doubles(own_valkey, connect, consume, make, until) -> None:
-    bus, publisher = await connect(own_valkey.url), await connect(own_valkey.url)
+async def test_a_cut_connection_neither_loses_nor_doubles(own_valkey, scope, consume, make, until) -> None:
+    impatient = RedisPool(circuit_breaker=CircuitBreaker(reset_seconds=0.05))
+    bus, publisher = [await Bus.connect(own_valkey.url, scope, pool=impatient) for _ in range(2)]
     consumer = await consume(on=bus, topics=["news"])
-    cuts = 0
-
-    async def cut() -> None:
-        nonlocal cuts
-        async with redis.asyncio.Redis.from_url(own_valkey.url, protocol=2) as raw:
-            while True:
-                await asyncio.sleep(0.01)
-                cuts += await raw.client_kill_filter(_type="normal", skipme=True)
-
-    async with handling(consumer) as seen:
-        cutting = asyncio.create_task(cut())
+    async with redis.asyncio.Redis.from_url(own_valkey.url, protocol=2) as raw, handling(consumer) as seen:
         for start in range(0, 2000, 200):
             batch = [make(n, message_id=f"m{n}") for n in range(start, start + 200)]
-            await asyncio.gather(*(published(publisher, message) for message in batch))
-        cutting.cancel()
-        await until(lambda: len(seen["worker"]) == 2000)
+            publishing = asyncio.gather(*(published(publisher, message) for message in batch))
+            await asyncio.sleep(random.uniform(0, 0.03))
+            assert await raw.client_kill_filter(_type="normal", skipme=True) > 0
+            await publishing
+        await until(lambda: len(seen["worker"]) == 2000, 30)
         await until(lambda: nothing_is_left(bus, "worker"))
-    assert cuts > 10
     assert seen["worker"] == Counter(range(2000))
+    await consumer.aclose()
+    for one in (bus, publisher):
+        await one.aclose()
 
 
 async def published(bus, message) -> None:
