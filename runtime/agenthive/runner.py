@@ -69,6 +69,7 @@ class Runner:
         self.port: int | None = None
         self.telemetry = Telemetry(
             self.name,
+            hive=settings.hive,
             in_flight=lambda: self._worker.running if self._worker is not None else 0,
             concurrency=settings.concurrency,
         )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -31,6 +34,59 @@ UNKNOWN_TYPE = "(unknown)"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
+COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """One metric as Prometheus sees it; every one has the labels ``hive`` and ``agent`` besides its own."""
+
+    name: str
+    kind: str
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+#: Every metric of an agent process. ``python -m agenthive.telemetry`` prints docs/metrics.md from it.
+#: Labels take few values: message types and schedules are those of the agent's code, all else is listed here.
+METRICS = {
+    description.name: description
+    for description in (
+        Description(
+            "agenthive_messages_handled_total", COUNTER, f"Handlings finished, by result: {', '.join(RESULTS)}.",
+            ("type", "result"),
+        ),
+        Description("agenthive_handler_seconds", HISTOGRAM, "Time handlers took, seconds.", ("type",)),
+        Description("agenthive_in_flight", GAUGE, "Handlers running now."),
+        Description("agenthive_concurrency", GAUGE, "Handlers that may run at a time."),
+        Description("agenthive_claims_total", COUNTER, "Claims that brought messages."),
+        Description("agenthive_claimed_messages_total", COUNTER, "Messages claimed."),
+        Description("agenthive_replies_dropped_total", COUNTER, "Replies whose asker was gone."),
+        Description(
+            "agenthive_messages_given_up_total", COUNTER,
+            "Messages put into the dead letters without a handler's word, by reason: expired, crashed, malformed.",
+            ("reason",),
+        ),
+        Description(
+            "agenthive_bus_errors_total", COUNTER,
+            "Calls to Redis that failed, by operation: connect, start, claim, settle, schedule, handler.",
+            ("operation",),
+        ),
+        Description(
+            "agenthive_store_errors_total", COUNTER,
+            "Calls to PostgreSQL that failed, by operation: connect, check, message_log, handler.", ("operation",),
+        ),
+        Description(
+            "agenthive_schedule_slots_total", COUNTER,
+            "Slots of schedules this process dealt with: fired, late (nobody ran in time), overlap (skipped).",
+            ("schedule", "result"),
+        ),
+        Description("agenthive_started_at_seconds", GAUGE, "Unix time this process started."),
+        Description("agenthive_info", GAUGE, "Always 1.", ("version",)),
+    )
+}  # fmt: skip
+
+
 class TypeFigures:
     """Results and durations of one message type. Only the event loop writes it, so a plain addition is enough."""
 
@@ -46,18 +102,26 @@ class TypeFigures:
         self.buckets[bisect_left(BUCKETS, seconds)] += 1
         self.seconds += seconds
 
+    def cumulated(self) -> list[tuple[str, float]]:
+        """The buckets as a histogram has them: each with all below it."""
+        return list(zip((*map(str, BUCKETS), "+Inf"), accumulate(self.buckets), strict=True))
+
 
 class Telemetry:
     """Everything counted in one process.
 
     Args:
         agent: value of the ``agent`` label.
+        hive: value of the ``hive`` label.
         in_flight: read at each scrape: handlers running now.
         concurrency: handlers that may run at a time.
     """
 
-    def __init__(self, agent: str, *, in_flight: Callable[[], int] = lambda: 0, concurrency: int = 0) -> None:
+    def __init__(
+        self, agent: str, *, hive: str = "default", in_flight: Callable[[], int] = lambda: 0, concurrency: int = 0
+    ) -> None:
         self.agent = agent
+        self.hive = hive
         self.in_flight = in_flight
         self.concurrency = concurrency
         self.types: dict[str, TypeFigures] = {}
@@ -86,72 +150,36 @@ class Telemetry:
             HistogramMetricFamily,
         )
 
-        handled = CounterMetricFamily(
-            "agenthive_messages_handled", "Handlings finished, by result.", labels=("agent", "type", "result")
-        )
-        seconds = HistogramMetricFamily(
-            "agenthive_handler_seconds", "Time handlers took, seconds.", labels=("agent", "type")
-        )
-        for message_type, figures in list(self.types.items()):
-            for result, count in figures.results.items():
-                handled.add_metric((self.agent, message_type, result), count)
-            total = 0
-            buckets: list[tuple[str, float]] = []
-            for bound, count in zip((*map(str, BUCKETS), "+Inf"), figures.buckets, strict=True):
-                total += count
-                buckets.append((bound, total))
-            seconds.add_metric((self.agent, message_type), buckets, figures.seconds)
-        yield handled
-        yield seconds
-        yield self._one(
-            GaugeMetricFamily("agenthive_in_flight", "Handlers running now.", labels=("agent",)), self.in_flight()
-        )
-        yield self._one(
-            GaugeMetricFamily("agenthive_concurrency", "Handlers that may run at a time.", labels=("agent",)),
-            self.concurrency,
-        )
-        yield self._one(
-            CounterMetricFamily("agenthive_claims", "Claims that brought messages.", labels=("agent",)), self.claims
-        )
-        yield self._one(
-            CounterMetricFamily("agenthive_claimed_messages", "Messages claimed.", labels=("agent",)), self.claimed
-        )
-        yield self._one(
-            GaugeMetricFamily("agenthive_started_at_seconds", "Unix time this process started.", labels=("agent",)),
-            self.started_at,
-        )
-        yield self._one(
-            CounterMetricFamily("agenthive_replies_dropped", "Replies whose asker was gone.", labels=("agent",)),
-            self.replies_dropped(),
-        )
-        given_up = CounterMetricFamily(
-            "agenthive_messages_given_up",
-            "Messages put into the dead letters without a handler's word, by reason.",
-            labels=("agent", "reason"),
-        )
-        for reason, count in self.given_up.items():
-            given_up.add_metric((self.agent, reason), count)
-        yield given_up
-        for name, what, errors in (
-            ("agenthive_bus_errors", "Calls to Redis that failed, by operation.", self.bus_errors),
-            ("agenthive_store_errors", "Calls to PostgreSQL that failed, by operation.", self.store_errors),
-        ):
-            family = CounterMetricFamily(name, what, labels=("agent", "operation"))
-            for operation, count in errors.items():
-                family.add_metric((self.agent, operation), count)
+        families = {COUNTER: CounterMetricFamily, GAUGE: GaugeMetricFamily, HISTOGRAM: HistogramMetricFamily}
+        for name, samples in self._samples().items():
+            found = METRICS[name]
+            family = families[found.kind](found.name, found.help, labels=("hive", "agent", *found.labels))
+            for labels, *value in samples:
+                family.add_metric((self.hive, self.agent, *labels), *value)
             yield family
-        firings = CounterMetricFamily(
-            "agenthive_schedule_slots",
-            "Slots of schedules this process dealt with: fired, late (nobody ran in time), overlap (skipped).",
-            labels=("agent", "schedule", "result"),
-        )
-        for (schedule, result), count in self.firings.items():
-            firings.add_metric((self.agent, schedule, result), count)
-        yield firings
 
-    def _one(self, family: Metric, value: float) -> Metric:
-        family.add_metric((self.agent,), value)  # type: ignore[attr-defined]
-        return family
+    def _samples(self) -> dict[str, list[tuple[Any, ...]]]:
+        """By metric: the values of its own labels, and its value (of a histogram: the buckets and the sum)."""
+        from agenthive import __version__  # noqa: PLC0415 - 30 ms, as above
+
+        types = list(self.types.items())
+        return {
+            "agenthive_messages_handled_total": [
+                ((name, result), count) for name, figures in types for result, count in figures.results.items()
+            ],
+            "agenthive_handler_seconds": [((name,), figures.cumulated(), figures.seconds) for name, figures in types],
+            "agenthive_in_flight": [((), self.in_flight())],
+            "agenthive_concurrency": [((), self.concurrency)],
+            "agenthive_claims_total": [((), self.claims)],
+            "agenthive_claimed_messages_total": [((), self.claimed)],
+            "agenthive_replies_dropped_total": [((), self.replies_dropped())],
+            "agenthive_messages_given_up_total": [((reason,), count) for reason, count in self.given_up.items()],
+            "agenthive_bus_errors_total": [((name,), count) for name, count in self.bus_errors.items()],
+            "agenthive_store_errors_total": [((name,), count) for name, count in self.store_errors.items()],
+            "agenthive_schedule_slots_total": list(self.firings.items()),
+            "agenthive_started_at_seconds": [((), self.started_at)],
+            "agenthive_info": [((__version__,), 1)],
+        }
 
     def exposition(self) -> bytes:
         """The answer to a scrape: our figures, then what the process and the agent's own code registered."""
@@ -160,3 +188,25 @@ class Telemetry:
         ours = CollectorRegistry()
         ours.register(self)
         return generate_latest(ours) + generate_latest(REGISTRY)
+
+
+def documentation() -> str:
+    """docs/metrics.md."""
+    lines = [
+        "# Metrics of an agent's process",
+        "",
+        "Served at `/metrics` of port 8080, with those that the process itself (`process_*`, `python_*`) and the",
+        "agent's own code register with `prometheus_client`. Each has the labels `hive` and `agent` besides its own. A",
+        f"message type that no handler is for counts as `{UNKNOWN_TYPE}`: what a stranger sends makes no label.",
+        "",
+        "| metric | kind | own labels | |",
+        "|---|---|---|---|",
+    ]
+    for found in METRICS.values():
+        labels = ", ".join(f"`{label}`" for label in found.labels)
+        lines.append(f"| `{found.name}` | {found.kind} | {labels} | {found.help} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(documentation())

@@ -5,16 +5,21 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import agenthive
 from agenthive import logs
 from agenthive.context import current
-from agenthive.telemetry import DELIVERED, FAILED, Telemetry
+from agenthive.telemetry import DELIVERED, FAILED, METRICS, Telemetry, documentation
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 
 def samples(figures: Telemetry) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -27,7 +32,7 @@ def samples(figures: Telemetry) -> dict[tuple[str, tuple[tuple[str, str], ...]],
 
 
 def test_everything_counted_is_exposed() -> None:
-    figures = Telemetry("a", in_flight=lambda: 4, concurrency=10)
+    figures = Telemetry("a", hive="h", in_flight=lambda: 4, concurrency=10)
     of_type = figures.for_type("x")
     assert figures.for_type("x") is of_type
     of_type.results[DELIVERED] += 3
@@ -38,7 +43,12 @@ def test_everything_counted_is_exposed() -> None:
     figures.bus_errors["claim"] += 5
     figures.given_up["expired"] += 6
     figures.replies_dropped = lambda: 7
-    found = samples(figures)
+    figures.firings["sweep", "fired"] += 2
+    found = {
+        (name, tuple(label for label in labels if label != ("hive", "h"))): value
+        for (name, labels), value in samples(figures).items()
+        if ("hive", "h") in labels or not name.startswith("agenthive_")
+    }
     agent, kind = ("agent", "a"), ("type", "x")
     assert found["agenthive_messages_handled_total", (agent, ("result", "delivered"), kind)] == 3
     assert found["agenthive_messages_handled_total", (agent, ("result", "failed"), kind)] == 1
@@ -54,7 +64,20 @@ def test_everything_counted_is_exposed() -> None:
     assert found["agenthive_bus_errors_total", (agent, ("operation", "claim"))] == 5
     assert found["agenthive_messages_given_up_total", (agent, ("reason", "expired"))] == 6
     assert found["agenthive_replies_dropped_total", (agent,)] == 7
+    assert found["agenthive_schedule_slots_total", (agent, ("result", "fired"), ("schedule", "sweep"))] == 2
+    assert found["agenthive_info", (agent, ("version", agenthive.__version__))] == 1
     assert ("process_resident_memory_bytes", ()) in found, "what the process itself registers is there too"
+
+
+def test_every_metric_is_described_in_one_place_and_named_as_is_the_custom() -> None:
+    assert documentation() == DOCUMENT.read_text(), "run: python -m agenthive.telemetry > docs/metrics.md"
+    figures = Telemetry("a")
+    assert list(figures._samples()) == list(METRICS)
+    for name, found in METRICS.items():
+        assert re.fullmatch(r"agenthive_[a-z_]+", name)
+        assert name.endswith("_total") == (found.kind == "counter"), name
+        assert len(set(found.labels)) == len(found.labels)
+        assert found.help.endswith(".")
 
 
 @pytest.fixture
