@@ -62,6 +62,8 @@ class MessageStatus:
     finished_at: datetime | None = None
     detail: PendingState | None = None
     """What it is doing while it is pending; None once it is final."""
+    first_claimed_at: datetime | None = None
+    """When the first attempt began."""
     due_at: datetime | None = None
     """When the delay (``delayed``), or the pause before the next attempt (``retrying``), ends."""
 
@@ -262,7 +264,7 @@ def _accepted(text: bytes) -> int:
 
 
 def parse_status(
-    message_id: str, place: bytes, final: bytes, tries: int, how: bytes, claimed: int, due: int
+    message_id: str, place: bytes, final: bytes, tries: int, how: bytes, claimed: int, due: int, first: int
 ) -> MessageStatus | None:
     """What the function ``status`` returned; None: Redis does not know the message (any more)."""
     if place:
@@ -270,23 +272,26 @@ def parse_status(
         return MessageStatus(
             message_id,
             MessageDeliveryStatus.PENDING,
-            tries + (claimed >= 0),
+            tries + (how == b"i"),
             accepted_at=_moment(accepted),
             claimed_at=_moment_or_none(claimed),
             detail=_PENDING[how],
             due_at=_moment_or_none(due),
+            first_claimed_at=_moment_or_none(first),
         )
     if not final:
         return None
     code, finished, last_claimed, attempts, when, *error = final.split(b" ", 5)
+    accepted_at, _, first_claimed = when.partition(b",")
     return MessageStatus(
         message_id,
         _FINAL[code],
         int(attempts),
         error[0].decode(errors="replace") if error else None,
-        _moment(_accepted(when)),
+        _moment(_accepted(accepted_at)),
         _moment_or_none(int(last_claimed)),
         _moment(int(finished)),
+        first_claimed_at=_moment_or_none(int(first_claimed or last_claimed)),
     )
 
 

@@ -102,6 +102,7 @@ def status_document(agent: str, found: MessageStatus) -> dict[str, Any]:
         "attempts": found.attempts,
         "error": found.error,
         "accepted_at": found.accepted_at,
+        "first_claimed_at": found.first_claimed_at,
         "claimed_at": found.claimed_at,
         "finished_at": found.finished_at,
         "due_at": found.due_at,

@@ -38,7 +38,8 @@ async def test_a_pending_message_says_what_it_is_doing(bus, consume, make) -> No
     assert _near(status.claimed_at, 0)
     await consumer.fail(delivery, "once", retry_after=600)
     status = await bus.status("worker", message_id)
-    assert (status.detail, status.attempts, status.claimed_at) == (PendingState.RETRYING, 1, None)
+    assert (status.detail, status.attempts) == (PendingState.RETRYING, 1)
+    assert _near(status.claimed_at, 0)
     assert _near(status.due_at, 600)
 
 
@@ -49,6 +50,33 @@ async def test_a_message_handed_back_waits_again(bus, consume, make) -> None:
     await consumer.release([delivery])
     status = await bus.status("worker", message_id)
     assert (status.detail, status.attempts, status.claimed_at) == (PendingState.WAITING, 0, None)
+
+
+async def test_the_first_and_the_last_claim_are_kept(bus, consume, make) -> None:
+    consumer = await consume()
+    good, bad = await bus.send(make(1)), await bus.send(make(2))
+    deliveries = await consumer.claim(2)
+    for delivery in deliveries:
+        await consumer.fail(delivery, "once", retry_after=0.05)
+    begun = {one: await bus.status("worker", one) for one in (good, bad)}
+    for _ in deliveries:
+        (delivery,) = await consumer.claim(1)
+        if delivery.message.message_id == good:
+            running = await bus.status("worker", good)
+            await consumer.ack(delivery)
+        else:
+            await consumer.reject(delivery, "no")
+    for one in (good, bad):
+        first, last = begun[one], await bus.status("worker", one)
+        assert first.first_claimed_at == first.claimed_at == last.first_claimed_at
+        assert last.accepted_at <= last.first_claimed_at < last.claimed_at <= last.finished_at
+    assert running.claimed_at > running.first_claimed_at == begun[good].first_claimed_at
+    crashed = await bus.send(make(3))
+    await consumer.claim(1)
+    await consumer.aclose()  # gives up what it holds
+    status = await bus.status("worker", crashed)
+    assert (status.detail, status.attempts) == (PendingState.WAITING, 1)
+    assert _near(status.first_claimed_at, 0)
 
 
 async def test_many_statuses_at_once(bus, consume, make, claim_all) -> None:

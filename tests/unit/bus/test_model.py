@@ -13,13 +13,14 @@ PLACE = b"2 1767225600000-3 1767225600000"
 
 
 def test_the_status_of_a_message_that_is_being_handled() -> None:
-    status = parse_status("m", PLACE, b"", 1, b"i", 1767225601500, -1)
+    status = parse_status("m", PLACE, b"", 1, b"i", 1767225601500, -1, 1767225600500)
     assert status is not None
     assert status.status is MessageDeliveryStatus.PENDING
     assert status.attempts == 2
     assert status.accepted_at == datetime(2026, 1, 1, tzinfo=UTC)
     assert status.claimed_at == datetime(2026, 1, 1, 0, 0, 1, 500_000, tzinfo=UTC)
     assert status.finished_at is None
+    assert status.first_claimed_at == datetime(2026, 1, 1, 0, 0, 0, 500_000, tzinfo=UTC)
     assert status.detail is PendingState.IN_FLIGHT
     assert not status.final
 
@@ -28,14 +29,14 @@ def test_the_status_of_a_message_that_is_being_handled() -> None:
     ("how", "detail"), [(b"d", PendingState.DELAYED), (b"r", PendingState.RETRYING), (b"w", PendingState.WAITING)]
 )
 def test_the_status_of_a_message_that_is_due_later(how: bytes, detail: PendingState) -> None:
-    status = parse_status("m", PLACE, b"", 1, how, -1, 1767225602000)
+    status = parse_status("m", PLACE, b"", 1, how, -1, 1767225602000, -1)
     assert status is not None
     assert (status.detail, status.attempts) == (detail, 1)
     assert status.due_at == datetime(2026, 1, 1, 0, 0, 2, tzinfo=UTC)
 
 
 def test_the_status_of_a_message_that_waits() -> None:
-    status = parse_status("m", PLACE, b"", 0, b"w", -1, -1)
+    status = parse_status("m", PLACE, b"", 0, b"w", -1, -1, -1)
     assert status is not None
     assert (status.attempts, status.claimed_at) == (0, None)
 
@@ -49,21 +50,33 @@ def test_the_status_of_a_message_that_waits() -> None:
     ],
 )
 def test_final_statuses(final: bytes, expected: MessageDeliveryStatus, error: str | None) -> None:
-    status = parse_status("m", b"", final, 0, b"", -1, -1)
+    status = parse_status("m", b"", final, 0, b"", -1, -1, -1)
     assert status is not None
     assert (status.status, status.error, status.attempts) == (expected, error, 2)
     assert status.claimed_at == datetime(2026, 1, 1, 0, 0, 1, 500_000, tzinfo=UTC)
     assert status.finished_at == datetime(2026, 1, 1, 0, 0, 2, tzinfo=UTC)
 
 
+def test_a_final_status_tells_the_first_claim_if_it_was_another() -> None:
+    status = parse_status(
+        "m", b"", b"d 1767225602000 1767225601500 2 1767225600000-3,1767225600500", 0, b"", -1, -1, -1
+    )
+    assert status is not None
+    assert status.accepted_at == datetime(2026, 1, 1, tzinfo=UTC)
+    assert status.first_claimed_at == datetime(2026, 1, 1, 0, 0, 0, 500_000, tzinfo=UTC)
+    status = parse_status("m", b"", b"d 1767225602000 1767225601500 1 1767225600000", 0, b"", -1, -1, -1)
+    assert status is not None
+    assert status.first_claimed_at == status.claimed_at
+
+
 def test_a_message_that_expired_unhandled_has_no_time_of_claim() -> None:
-    status = parse_status("m", b"", b"e 1767225602000 0 0 1767225600000 expired: late", 0, b"", -1, -1)
+    status = parse_status("m", b"", b"e 1767225602000 0 0 1767225600000 expired: late", 0, b"", -1, -1, -1)
     assert status is not None
     assert status.claimed_at is None
 
 
 def test_a_message_redis_does_not_know_has_no_status() -> None:
-    assert parse_status("m", b"", b"", 0, b"", -1, -1) is None
+    assert parse_status("m", b"", b"", 0, b"", -1, -1, -1) is None
 
 
 def test_a_status_in_words() -> None:

@@ -1,11 +1,20 @@
 -- How a handling ends.
 
+-- Note an attempt that ended without an acknowledgement. Returns how many of them have ended by a crash.
+local function note_attempt(P, field, claimed, crash)
+  local first, crashes = string.match(redis.call('HGET', P .. 'past', field) or '', '^(%d+) %d+ (%d+)$')
+  crashes = tonumber(crashes or 0) + crash
+  redis.call('HSET', P .. 'past', field, (first or as_ms(claimed)) .. ' ' .. as_ms(claimed) .. ' ' .. crashes)
+  return crashes
+end
+
 -- Take entries out of the queue.
 local function remove(P, lane, entry, id)
   local stream = P .. 'q:' .. lane
   redis.call('XACK', stream, GROUP, entry)
   redis.call('XDEL', stream, entry)
   redis.call('HDEL', P .. 'tries', lane .. ' ' .. entry)
+  redis.call('HDEL', P .. 'past', lane .. ' ' .. entry)
   if id then
     redis.call('HDEL', P .. 'ids', id)
   end
@@ -32,6 +41,7 @@ end
 local function bury(P, lane, entry, fields, reason, problem, attempts, claimed, now, life)
   local _, words, id, document = split_entry(fields)
   local options = options_of(words)
+  local first, last = string.match(redis.call('HGET', P .. 'past', lane .. ' ' .. entry) or '', '^(%d+) (%d+)')
   write_dead_letter(P, id, document, reason, problem, attempts)
   if options.y then
     reply(P, id, options.y, options.l, '!' .. reason .. ': ' .. problem)
@@ -39,13 +49,35 @@ local function bury(P, lane, entry, fields, reason, problem, attempts, claimed, 
   remove(P, lane, entry, id)
   local code = reason == 'expired' and 'e' or 'f'
   keep_final(P, id, table.concat({
-    code, as_ms(now), claimed, attempts, accepted_of(entry, options), reason .. ': ' .. problem,
+    code, as_ms(now), claimed == '0' and last or claimed, attempts,
+    accepted_of(entry, options) .. (first and ',' .. first or ''), reason .. ': ' .. problem,
   }, ' '), now, life)
 end
 
 -- Take an entry from its owner; it stays in the stream and in the group, owned by nobody, until it is claimed again.
 local function let_go(P, lane, entry)
   redis.call('XCLAIM', P .. 'q:' .. lane, GROUP, NOBODY, 0, entry, 'JUSTID')
+end
+
+-- What to add to the final statuses of messages that were tried before, by field of `tries`: "," and when each was first
+-- claimed. The fields are in argv from `at`.
+local function first_claims(P, argv, at, count)
+  local firsts = {}
+  for i, past in ipairs(redis.call('HMGET', P .. 'past', unpack(argv, at, at + count - 1))) do
+    local first = past and string.match(past, '^%d+')
+    firsts[argv[at + i - 1]] = first and ',' .. first
+  end
+  return firsts
+end
+
+-- The lane of acknowledgement number n (from 0).
+local function lane_of(argv, at, n)
+  for lane = 4, 1, -1 do
+    n = n - tonumber(argv[at + 4 - lane])
+    if n < 0 then
+      return lane
+    end
+  end
 end
 
 -- Acknowledge: entries and ids stand in argv one list after the other, by lane, and are handed on as they are. ARGV from
@@ -65,8 +97,10 @@ local function acknowledge(P, argv, at, now, life)
     end
   end
   local total, tried, heads = next_entry - first, tonumber(argv[at + 4]), tonumber(argv[at + 5])
+  local firsts = tried > 0 and first_claims(P, argv, next_entry, tried)
   if tried > 0 then
     redis.call('HDEL', P .. 'tries', unpack(argv, next_entry, next_entry + tried - 1))
+    redis.call('HDEL', P .. 'past', unpack(argv, next_entry, next_entry + tried - 1))
   end
   local ids = next_entry + tried
   local after = ids + total
@@ -78,6 +112,9 @@ local function acknowledge(P, argv, at, now, life)
       for _ = 1, tonumber(argv[head]) do
         finals[2 * n + 1] = argv[ids + n]
         finals[2 * n + 2] = text .. (accepted == '' and argv[first + n] or accepted)
+        if firsts then
+          finals[2 * n + 2] = finals[2 * n + 2] .. (firsts[lane_of(argv, at, n) .. ' ' .. argv[first + n]] or '')
+        end
         n = n + 1
       end
     end
@@ -141,6 +178,7 @@ local function finish(P, argv, at, consumer, robbed, again, now, life)
       if due and as_14(due) < split_entry(fields) then
         let_go(P, lane, entry)
         redis.call('HSET', P .. 'tries', lane .. ' ' .. entry, attempts)
+        note_attempt(P, lane .. ' ' .. entry, claimed, 0)
         redis.call('ZADD', P .. 'delayed', as_ms(due), 'r' .. lane .. ' ' .. entry)
         earliest = math.min(earliest or due, due)
       else

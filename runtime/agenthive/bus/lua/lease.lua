@@ -5,7 +5,7 @@ local FREE_LIMIT = 500 -- entries one call returns to the queue
 -- Return entries that `consumer` holds to the queue; each counts as an attempt. Returns how many, and whether some may
 -- be left.
 local function free_entries(P, consumer)
-  local freed, more = 0, false
+  local freed, more, now = 0, false, now_ms()
   for _, lane in ipairs(LANES) do
     local stream = P .. 'q:' .. lane
     local pending = redis.call('XPENDING', stream, GROUP, '-', '+', FREE_LIMIT, consumer)
@@ -15,6 +15,7 @@ local function free_entries(P, consumer)
       for i, item in ipairs(pending) do
         entries[i] = item[1]
         redis.call('HINCRBY', P .. 'tries', lane .. ' ' .. item[1], 1)
+        note_attempt(P, lane .. ' ' .. item[1], now - item[3], 1)
       end
       redis.call('XCLAIM', stream, GROUP, NOBODY, 0, unpack(entries))
       redis.call('RPUSH', P .. 'b:' .. lane, unpack(entries))

@@ -67,7 +67,7 @@ local function whereabouts(P, id, lane, entry, now)
 end
 
 -- status: ARGV: message ids. Returns for each { place or "", final status or "", attempts that ended, how it waits (""
--- if it does not), when it was claimed or -1, when its delay ends or -1 }; place is "<lane> <entry> <accepted>" of a
+-- if it does not), when it was last claimed or -1, when its delay ends or -1, when it was first claimed or -1 }; place is "<lane> <entry> <accepted>" of a
 -- message that is not finished.
 local function status(keys, argv)
   local P, now = prefix_of(keys), now_ms()
@@ -78,9 +78,14 @@ local function status(keys, argv)
     if place then
       local lane, entry = string.match(place, '^(%d) (%S+)')
       local tries = tonumber(redis.call('HGET', P .. 'tries', lane .. ' ' .. entry) or 0)
-      found[i] = { place, '', tries, whereabouts(P, id, lane, entry, now) }
+      local first, last = string.match(redis.call('HGET', P .. 'past', lane .. ' ' .. entry) or '', '^(%d+) (%d+)')
+      local how, claimed, due = whereabouts(P, id, lane, entry, now)
+      if claimed < 0 then
+        claimed = tonumber(last or -1)
+      end
+      found[i] = { place, '', tries, how, claimed, due, tonumber(first or claimed) }
     else
-      found[i] = { '', finals[i] or '', 0, '', -1, -1 }
+      found[i] = { '', finals[i] or '', 0, '', -1, -1, -1 }
     end
   end
   return found

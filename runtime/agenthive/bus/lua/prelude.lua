@@ -8,6 +8,7 @@
 --   ids           hash, message id -> "<lane> <entry>[ <accepted>]", of every message that is not finished; accepted is
 --                 there where the entry's own time does not tell it
 --   tries         hash, "<lane> <entry>" -> attempts that failed or crashed, of messages that had one
+--   past          hash, "<lane> <entry>" -> "<first claimed> <last claimed> <crashes>", of the same messages
 --   delayed       sorted set by due time of what must wait: "r<lane> <entry>" (a retry) or "h<id>" (in held)
 --   held          hash, message id -> packed entry, of messages whose not_before has not come
 --   consumers     sorted set, consumer -> when its lease runs out (ms)
@@ -235,8 +236,8 @@ local function finals_of(P, ids)
   return find_kept(P, 'sg', 'st:', ids)
 end
 
--- The hash that takes final statuses now, each "code finished claimed attempts accepted [error]" (d delivered,
--- f failed, e expired) by message id. Returns the key, and whether it is new (then `expire_kept`).
+-- The hash that takes final statuses now, each "code finished claimed attempts accepted[,first claimed] [error]" (d
+-- delivered, f failed, e expired) by message id. Returns the key, and whether it is new (then `expire_kept`).
 local function finals_key(P, now, life)
   return keep_in(P, 'sg', 'st:', STATUS_LIMIT, now, life)
 end
