@@ -85,7 +85,7 @@ class Scheduler:
             self._clock = (now, self._loop.time())
             self._note(schedule, slot, outcome)
             first, delay = False, FIRST_DELAY
-            due = slot if outcome is Firing.EARLY else slots.after(slot)
+            due = slots.after(now if outcome is Firing.EARLY else slot)
             await self._wait(min(RESYNC_SECONDS, (due - now + 1) / 1000))
 
     async def _now(self) -> int:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import collections
 import logging
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agenthive import Agent, Context
+from agenthive.bus import Bus
 from agenthive.loader import ConfigurationError
 from agenthive.protocol import AgentMessage
 
@@ -132,6 +135,69 @@ async def test_a_schedule_rides_out_an_outage_of_redis(own_valkey: Any, unique: 
         had = len(seen)
         await hive.until(lambda: len(seen) >= had + 3, "firings after the outage")
     assert max(collections.Counter(seen).values()) == 1
+
+
+TICKER = """
+import pathlib
+from agenthive import Agent
+
+agent = Agent("ticker")
+
+
+@agent.every(0.2)
+async def tick(message, ctx):
+    with pathlib.Path("ticks").open("a") as file:
+        file.write(f"{message.message_id} {ctx.attempt}\\n")
+"""
+
+
+def test_a_killed_replica_neither_stops_nor_doubles_the_slots(process: Any, tmp_path: Path) -> None:
+    (tmp_path / "ticker.py").write_text(TICKER)
+    ticks = tmp_path / "ticks"
+    ticks.touch()
+
+    def wait_for(count: int) -> None:
+        deadline = time.monotonic() + 30
+        while len(ticks.read_text().splitlines()) < count:
+            assert time.monotonic() < deadline, ticks.read_text()
+            time.sleep(0.02)
+
+    replicas = [process(f"pod-{n}", AGENTHIVE_MESSAGING='{"leaseSeconds": 2}') for n in range(2)]
+    for replica in replicas:
+        replica.start("ticker:agent")
+    for replica in replicas:
+        replica.wait_for("serving ticker")
+    wait_for(len(ticks.read_text().splitlines()) + 3)
+    replicas[0].kill()
+    wait_for(len(ticks.read_text().splitlines()) + 5)
+    first_attempts = [line for line in ticks.read_text().splitlines() if line.endswith(" 1")]
+    assert len(set(first_attempts)) == len(first_attempts)
+
+
+@pytest.mark.parametrize("skew", [-5000, 5000])
+async def test_a_replica_whose_clock_is_off_fires_by_the_servers(
+    hive: Any, monkeypatch: pytest.MonkeyPatch, skew: int
+) -> None:
+    told = Bus.clock
+
+    async def clock(bus: Bus, agent: str) -> int:
+        return await told(bus, agent) + skew
+
+    agent = Agent("worker")
+    seen: list[AgentMessage] = []
+
+    @agent.every(0.2)
+    async def tick(message: AgentMessage) -> None:
+        seen.append(message)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bus, "clock", clock)
+        await hive.start(agent)
+        await hive.until(lambda: len(seen) >= 4, "four firings")
+    for message in seen:
+        status = await hive.bus.status("worker", message.message_id)
+        assert status.accepted_at >= message.timestamp, "no slot is fired before its time"
+    assert len({message.message_id for message in seen}) == len(seen)
 
 
 async def test_a_schedule_without_a_handler_does_not_start(hive: Any) -> None:
