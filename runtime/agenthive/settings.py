@@ -42,6 +42,12 @@ class QueuePolicy(Policy):
     max_length: int = Field(
         1_000_000, ge=1, le=100_000_000, description="Messages one agent's queue may hold; beyond it senders wait."
     )
+    max_bytes: int = Field(
+        2**30,
+        ge=1024,
+        le=2**40,
+        description="Bytes the JSON documents of one agent's queue may have together; beyond it senders wait.",
+    )
 
 
 class TopicPolicy(Policy):

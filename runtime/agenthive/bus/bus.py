@@ -26,7 +26,7 @@ from agenthive.bus.model import (
     parse_stats,
     parse_status,
 )
-from agenthive.bus.policy import accepted_form, lane_of, packed_options, to_ms
+from agenthive.bus.policy import accepted_form, document_of, lane_of, packed_options, to_ms
 from agenthive.bus.pump import Pump, TopicStart
 from agenthive.bus.replies import ReplyReader
 from agenthive.bus.shards import sender_for
@@ -57,7 +57,7 @@ class Bus:
         self.scope = scope
         self.messaging = messaging
         self._connections = connections
-        self._sender = sender_for(connections, messaging.queue.max_length, durable=messaging.durability == "replicated")
+        self._sender = sender_for(connections, messaging.queue, durable=messaging.durability == "replicated")
         self._replies = ReplyReader(connections, scope)
         self._letters = Letters(connections, self._of)
         self._watches = Watches(self._statuses, self._unknown)
@@ -112,7 +112,7 @@ class Bus:
         Of messages with one ``deduplication_key`` the queue takes the first, and for ``deduplicationSeconds`` after it
         no other: sending another then returns the id of the first.
         A full queue is waited for at most ``wait`` seconds. Raises QueueFull, BusUnavailable, and ValueError for a
-        recipient or an option that cannot be.
+        recipient or an option that cannot be, or a message larger than the whole queue may be.
         """
         message = accepted_form(message, self.messaging)
         return await self._sender.send(
@@ -120,7 +120,7 @@ class Bus:
             (
                 lane_of(message.priority),
                 message.message_id,
-                message.to_json(),
+                document_of(message, self.messaging),
                 to_ms(message.ttl),
                 packed_options(message, self.messaging),
             ),
@@ -383,7 +383,7 @@ class Bus:
             message.message_id,
             message.to_json(),
             to_ms(message.ttl),
-            f"{packed_options(message)} f1".lstrip(),
+            f"{packed_options(message, self.messaging)} f1".lstrip(),
         )
         ((outcome, now),) = await self._connections.execute([command])
         return Firing(outcome), now

@@ -41,7 +41,8 @@ class Batch:
         tried = [tries_field(delivery) for delivery in deliveries if delivery.attempt > 1]
         heads = _heads(deliveries, now)
         counts = (lanes.count(4), lanes.count(3), lanes.count(2), lanes.count(1))
-        arguments: list[Argument] = [*counts, len(tried), len(heads) // 3]
+        size = sum([delivery.size for delivery in deliveries])
+        arguments: list[Argument] = [*counts, len(tried), len(heads) // 3, size]
         arguments += [delivery.entry for delivery in deliveries]
         arguments += tried
         arguments += [delivery.key for delivery in deliveries]

@@ -547,7 +547,10 @@ class Consumer:
                     self._end("d", *place, "malformed", _shorten(str(error))).add_done_callback(_ignore)
                 continue
             accepted = b"" if len(head) == PLAIN_HEAD else accepted_in(head)
-            deliveries.append(Delivery(message, attempt, owner, lane, entry, key, now, accepted, acknowledged))
+            size = len(document)
+            deliveries.append(
+                Delivery(message, attempt, owner, lane, entry, key, now, accepted, acknowledged, size=size)
+            )
 
 
 def _count(groups: list[Any]) -> int:

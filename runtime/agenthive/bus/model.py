@@ -32,6 +32,8 @@ class Delivery:
     """Acknowledged when claimed (``require_ack: false``): no ack, retry or hand-back exists for it."""
     completed: bool = field(default=False, repr=False)
     """Its owner has said how the handling ended."""
+    size: int = field(default=0, repr=False)
+    """Bytes of its document."""
 
 
 class PendingState(StrEnum):
@@ -127,6 +129,8 @@ class QueueStats:
     """Dead letters that their bound has pushed out so far, the oldest first."""
     replies_dropped: int = 0
     """Replies so far that came when their asker was gone, and that it never fetched."""
+    bytes: int = 0
+    """Size of the documents of all messages that are not finished: waiting, in flight and delayed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +302,7 @@ def parse_status(
 def parse_stats(agent: str, figures: list[int]) -> QueueStats:
     """What the function ``stats`` returned."""
     by_priority = {priority: figures[priority - 1] for priority in MessagePriority}
-    in_flight, delayed, dead, oldest, dropped, unheard = figures[4:]
+    in_flight, delayed, dead, oldest, dropped, unheard, size = figures[4:]
     return QueueStats(
         agent,
         sum(by_priority.values()),
@@ -309,6 +313,7 @@ def parse_stats(agent: str, figures: list[int]) -> QueueStats:
         _moment(oldest) if oldest >= 0 else None,
         dropped,
         unheard,
+        size,
     )
 
 

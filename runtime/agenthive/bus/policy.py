@@ -104,6 +104,18 @@ def accepted_form(message: AgentMessage, messaging: Messaging) -> AgentMessage:
     return message
 
 
+def document_of(message: AgentMessage, messaging: Messaging) -> bytes:
+    """The message's JSON. Raises ValueError if no queue of the hive has room for it, not even an empty one."""
+    document = message.to_json()
+    most = messaging.queue.max_bytes
+    if len(document) > most:
+        raise ValueError(
+            f"message has {len(document)} bytes as JSON, but a queue of this hive takes {most} (queue.maxBytes); "
+            "send less, or raise the bound"
+        )
+    return document
+
+
 def packed_options(message: AgentMessage, messaging: Messaging | None = None) -> str:
     """Delivery options in the form lua/prelude.lua reads (``options_of``).
 

@@ -224,7 +224,8 @@ class Pump:
             await asyncio.sleep(delay)
 
     def _copy_command(self, topic: str, entries: list[LogEntry]) -> Command:
-        arguments: list[Any] = [topic, self._messaging.queue.max_length]
+        queue = self._messaging.queue
+        arguments: list[Any] = [topic, f"{queue.max_length} {queue.max_bytes}"]
         for entry in entries:
             arguments += entry
         return library().call("copy", self._gate, *arguments)

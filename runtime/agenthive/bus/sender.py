@@ -14,10 +14,11 @@ from agenthive.bus.errors import BusError, BusUnavailable, QueueFull
 from agenthive.bus.library import library
 from agenthive.bus.policy import FULL_QUEUE_FIRST_DELAY, FULL_QUEUE_MAX_DELAY
 from agenthive.bus.wire import Command, ConnectionLost, ReplyError
+from agenthive.settings import QueuePolicy
 
 log = logging.getLogger(__name__)
 
-FULL, DUPLICATE = b"03"
+FULL, FULL_OF_BYTES, DUPLICATE = b"043"
 """Results of a message, see lua/send.lua."""
 BATCH_MESSAGES = 500
 """Most messages of one function call."""
@@ -56,16 +57,19 @@ class Outbox:
     delay: float = 0.0
     moving: str = ""
     """Why no master of a cluster served it last time."""
+    full: int = FULL
+    """Which bound it has reached."""
 
 
 class Sender:
     """The sending task of a process. Callers await futures and never touch the connection."""
 
-    def __init__(self, connections: Connections | Shard, queue_bound: int, *, durable: bool = False) -> None:
+    def __init__(self, connections: Connections | Shard, queue: QueuePolicy, *, durable: bool = False) -> None:
         """``durable``: a message counts as accepted once a replica has it."""
         self._connections = connections
         self._lane = connections.lane(durable=durable)
-        self._bound = queue_bound
+        self._queue = queue
+        self._bound = f"{queue.max_length} {queue.max_bytes}"
         self._outboxes: dict[str, Outbox] = {}
         self._in_flight: list[tuple[Outbox, list[Item]]] = []
         self._answered: list[tuple[Outbox, list[Item], Any]] = []
@@ -212,8 +216,9 @@ class Sender:
         results, *earlier = (bytes([FULL]) * len(batch) if moving else answer).split(b"\n")
         others = iter(earlier)
         for item, result in zip(batch, results, strict=True):
-            if result == FULL:
+            if result in (FULL, FULL_OF_BYTES):
                 full.append(item)
+                outbox.full = result
                 continue
             accepted = next(others).decode() if result == DUPLICATE else item.arguments[1]
             if not item.done.done():
@@ -234,7 +239,10 @@ class Sender:
             outbox.items = deque(item for item in outbox.items if item.deadline > now)
             if outbox.moving:
                 _fail(late, BusUnavailable(f"no master of the cluster serves the recipient now: {outbox.moving}"))
-            _fail(late, QueueFull(f"the queue holds its {self._bound} messages and did not shrink in time; send later"))
+            bound = f"{self._queue.max_length} messages (queue.maxLength)"
+            if outbox.full == FULL_OF_BYTES:
+                bound = f"{self._queue.max_bytes} bytes (queue.maxBytes)"
+            _fail(late, QueueFull(f"the queue holds its {bound} and did not shrink in time; send later"))
 
     async def aclose(self) -> None:
         """Stop. Whoever still waits gets BusUnavailable: its message may have been accepted or not."""

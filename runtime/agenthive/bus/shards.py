@@ -10,6 +10,7 @@ from agenthive.bus.endpoint import Node
 from agenthive.bus.errors import BusUnavailable
 from agenthive.bus.sender import Sender, TopicLog
 from agenthive.bus.wire import ConnectionLost
+from agenthive.settings import QueuePolicy
 
 
 @dataclass(slots=True)
@@ -25,10 +26,12 @@ class ShardedSender:
     then, the sender follows it.
     """
 
-    def __init__(self, connections: Connections, cluster: Cluster, queue_bound: int, *, durable: bool = False) -> None:
+    def __init__(
+        self, connections: Connections, cluster: Cluster, queue: QueuePolicy, *, durable: bool = False
+    ) -> None:
         self._connections = connections
         self._cluster = cluster
-        self._bound = queue_bound
+        self._queue = queue
         self._durable = durable
         self._shards: dict[Node, _Shard] = {}
 
@@ -58,7 +61,7 @@ class ShardedSender:
         if shard is None:
             masters = self._cluster.masters
             shard = self._shards[node] = _Shard(
-                Sender(self._connections.shard(node), self._bound, durable=self._durable)
+                Sender(self._connections.shard(node), self._queue, durable=self._durable)
             )
             unused = [other for other, one in self._shards.items() if other not in masters and not one.callers]
             for gone in unused:
@@ -73,8 +76,8 @@ class ShardedSender:
             await shard.sender.aclose()
 
 
-def sender_for(connections: Connections, queue_bound: int, *, durable: bool = False) -> Sender | ShardedSender:
+def sender_for(connections: Connections, queue: QueuePolicy, *, durable: bool = False) -> Sender | ShardedSender:
     """The sender of a process."""
     if connections.cluster is None:
-        return Sender(connections, queue_bound, durable=durable)
-    return ShardedSender(connections, connections.cluster, queue_bound, durable=durable)
+        return Sender(connections, queue, durable=durable)
+    return ShardedSender(connections, connections.cluster, queue, durable=durable)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from agenthive.bus.connections import Connections
 from agenthive.bus.keys import TOPIC_MARK, TopicKeys, topics_key
-from agenthive.bus.policy import accepted_form, lane_of, packed_options, to_ms
+from agenthive.bus.policy import accepted_form, document_of, lane_of, packed_options, to_ms
 from agenthive.bus.sender import Sender
 from agenthive.bus.shards import ShardedSender
 from agenthive.bus.wire import Command
@@ -63,7 +63,7 @@ class Topics:
             (
                 lane_of(message.priority),
                 message.message_id,
-                message.to_json(),
+                document_of(message, self._messaging),
                 to_ms(message.ttl),
                 packed_options(message, self._messaging),
             ),

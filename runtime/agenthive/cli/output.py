@@ -56,6 +56,14 @@ def ago(moment: datetime | None, now: datetime | None = None) -> str | None:
     return f"{seconds}s"
 
 
+def size(count: int) -> str:
+    """A number of bytes for people: ``812B``, ``14Ki``, ``3Mi``, ``2Gi``."""
+    for bits, unit in ((30, "Gi"), (20, "Mi"), (10, "Ki")):
+        if count >= 2 << bits:
+            return f"{count >> bits}{unit}"
+    return f"{count}B"
+
+
 def first_line(text: str | None) -> str | None:
     """The headline of an error."""
     return text.strip().partition("\n")[0] if text else None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agenthive.cli.options import Chosen, bus_of, connection_options, run_async, settings_of
-from agenthive.cli.output import ago, first_line, print_json, print_table
+from agenthive.cli.output import ago, first_line, print_json, print_table, size
 
 if TYPE_CHECKING:
     from agenthive.bus import MessageStatus, QueueStats
@@ -54,9 +54,17 @@ async def _queues(chosen: Chosen, agent: str | None) -> None:
         print_json([queue_document(name, queue) for name, queue in queues.items()])
         return
     print_table(
-        ("AGENT", "BACKLOG#", "IN FLIGHT#", "DELAYED#", "DEAD LETTERS#", "OLDEST#"),
+        ("AGENT", "BACKLOG#", "IN FLIGHT#", "DELAYED#", "DEAD LETTERS#", "OLDEST#", "SIZE#"),
         [
-            (name, queue.backlog, queue.in_flight, queue.delayed, queue.dead_letters, ago(queue.oldest))
+            (
+                name,
+                queue.backlog,
+                queue.in_flight,
+                queue.delayed,
+                queue.dead_letters,
+                ago(queue.oldest),
+                size(queue.bytes),
+            )
             for name, queue in queues.items()
         ],
         empty=f"no agent has run in hive {settings.hive} yet",
@@ -80,6 +88,7 @@ def queue_document(agent: str, queue: QueueStats) -> dict[str, Any]:
         "dead_letters_dropped": queue.dead_letters_dropped,
         "replies_dropped": queue.replies_dropped,
         "oldest": queue.oldest,
+        "bytes": queue.bytes,
     }
 
 

@@ -132,7 +132,7 @@ def test_status_and_dead_letters_of_the_hive(cli: Cli) -> None:
     heading, row = out.splitlines()
     assert code == 0
     assert heading.split("  ")[0] == "AGENT"
-    assert row.split() == ["worker", "0", "0", "0", "1", "-"]
+    assert row.split() == ["worker", "0", "0", "0", "1", "-", "0B"]
     code, out, _ = cli("dlq", "list", "worker")
     assert "doomed" in out
     assert "no [bold]way[/bold]" in out

@@ -8,6 +8,7 @@ import pytest
 
 from agenthive.bus import QueueFull
 from agenthive.bus.sender import BATCH_MESSAGES
+from agenthive.bus.wire import ConnectionLost
 
 BOUND = {"queue": {"max_length": 10}}
 
@@ -58,6 +59,135 @@ async def test_delayed_messages_count(connect, make) -> None:
         await bus.send(make(n, delivery_options=options))
     with pytest.raises(QueueFull):
         await bus.send(make(11), wait=0.05)
+
+
+def of_size(make, size: int, **fields):
+    """A message whose document has exactly so many bytes."""
+    message = make(0, body={"text": ""}, ttl=3600, **fields)
+    return message.model_copy(update={"body": {"text": "x" * (size - len(message.to_json()))}})
+
+
+async def test_a_queue_full_of_bytes_delays_senders(connect, consume, make, until) -> None:
+    bus = await connect(queue={"max_bytes": 10_000})
+    consumer = await consume(on=bus)
+    for _ in range(3):
+        await bus.send(of_size(make, 3000))
+    assert (await bus.queue("worker")).bytes == 9000
+    with pytest.raises(QueueFull, match=r"its 10000 bytes \(queue.maxBytes\)"):
+        await bus.send(of_size(make, 1001), wait=0.05)
+    await bus.send(of_size(make, 1000))
+    large = asyncio.create_task(bus.send(of_size(make, 6000)))
+    small = asyncio.create_task(bus.send(of_size(make, 500)))
+    for bytes_left in (10_000, 7000):
+        assert not large.done()
+        assert not small.done(), "the small one has room, but came later"
+        (delivery,) = await consumer.claim(1)
+        assert (await bus.queue("worker")).bytes >= bytes_left, "what is in flight counts"
+        await consumer.ack(delivery)
+    await consumer.ack((await consumer.claim(1))[0])
+    await asyncio.gather(large, small)
+    assert (await bus.queue("worker")).bytes == 1000 + 6000 + 500
+
+
+async def test_a_message_larger_than_the_bound_is_an_error_at_once(connect, make) -> None:
+    bus = await connect(queue={"max_bytes": 2000})
+    with pytest.raises(ValueError, match=r"2001 bytes as JSON, but a queue of this hive takes 2000 \(queue.maxBytes\)"):
+        await bus.send(of_size(make, 2001))
+    await bus.send(of_size(make, 2000))
+
+
+async def test_every_way_out_of_the_queue_gives_its_bytes_back(connect, consume, make, until, raw, scope) -> None:
+    bus = await connect(retry_delay_seconds=0)
+    consumer = await consume(on=bus)
+
+    async def left() -> int:
+        return (await bus.queue("worker")).bytes
+
+    async def claim(message, **more):
+        await bus.send(message)
+        (delivery,) = await consumer.claim(1)
+        assert await left() >= len(message.to_json()), more
+        return delivery
+
+    acked, answered, rejected, failed = [of_size(make, 1000, message_id=name) for name in "abcd"]
+    stays = of_size(make, 700, delivery_options={"not_before": "2100-01-01T00:00:00Z"})
+    await bus.send(stays)
+    await consumer.ack(await claim(acked))
+    asking = asyncio.create_task(bus.request(answered, 10))
+    (delivery,) = await consumer.claim(1)
+    await consumer.ack(delivery, delivery.message.reply(1))
+    await asking
+    await consumer.reject(await claim(rejected), "no")
+    delivery = await claim(failed)
+    await consumer.fail(delivery, "once more")
+    (delivery,) = await consumer.claim(1)
+    await consumer.release([delivery])
+    (delivery,) = await consumer.claim(1)
+    assert await left() == 1700, "one message, however often it is tried"
+    await consumer.reject(delivery, "no")
+    assert await left() == 700
+
+    taken = of_size(make, 900, delivery_options={"require_ack": False})
+    await bus.send(taken)
+    await consumer.claim(1)
+    assert await left() == 700
+    expires = of_size(make, 900).model_copy(update={"ttl": 0.001})
+    await bus.send(expires)
+    claim_nothing = asyncio.create_task(consumer.claim(1))
+    await until(lambda: bus.find("worker", expires.message_id))
+
+    async def expired() -> bool:
+        return (await bus.status("worker", expires.message_id)).final
+
+    await until(expired)
+    claim_nothing.cancel()
+    assert await left() == 700
+    report = await bus.redrive("worker", ["c"])
+    assert report.done == 1
+    assert await left() == 1700
+    (delivery,) = await consumer.claim(1)
+    await consumer.ack(delivery)
+    assert await left() == 700
+    await bus.send(of_size(make, 800, message_id="e", delivery_options={"not_before": "2100-01-01T00:00:00Z"}))
+    assert await left() == 1500
+    await bus.cancel("worker", "e")
+    assert await left() == 700
+    await bus.cancel("worker", stays.message_id)
+    assert await left() == 0
+    assert await raw.exists(scope.key_prefix("worker") + "bytes") == 0
+
+
+async def test_a_repeated_acknowledgement_gives_bytes_back_once(bus, consume, make) -> None:
+    consumer = await consume()
+    for _ in range(3):
+        await bus.send(of_size(make, 1000))
+    deliveries = await consumer.claim(3)
+    lane = consumer._lane
+    execute = lane.execute
+
+    async def lose_the_answer(commands, **more):
+        answers = await execute(commands, **more)
+        if lane.execute is lose_the_answer:
+            lane.execute = execute
+            raise ConnectionLost("cut by the test")
+        return answers
+
+    lane.execute = lose_the_answer
+    await consumer.ack(deliveries[0])
+    assert lane.execute is execute
+    assert (await bus.queue("worker")).bytes == 2000
+
+
+async def test_a_wrong_number_of_bytes_is_right_after_the_queue_was_empty(bus, consume, make, raw, scope) -> None:
+    key = scope.key_prefix("worker") + "bytes"
+    await raw.set(key, 5_000_000)
+    assert (await bus.queue("worker")).bytes == 0
+    await bus.send(of_size(make, 1000))
+    assert (await bus.queue("worker")).bytes == 1000
+    await raw.set(key, 10)
+    consumer = await consume()
+    await consumer.ack((await consumer.claim(1))[0])
+    assert (await bus.queue("worker")).bytes == 0
 
 
 async def test_many_senders_share_few_calls(bus, make, raw) -> None:

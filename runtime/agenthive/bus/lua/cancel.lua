@@ -27,9 +27,10 @@ local function cancel(keys, argv)
     local found = redis.call('XRANGE', stream, entry, entry)[1]
     fields = found and found[2] or NO_OPTIONS
     attempts = redis.call('HGET', P .. 'tries', lane .. ' ' .. entry)
-    remove(P, lane, entry, id)
+    remove(P, lane, entry, id, 0)
   end
-  local _, words = split_entry(fields)
+  local _, words, _, document = split_entry(fields)
+  give_back(P, #(document or ''))
   local options = options_of(words or '')
   if options.y then
     reply(P, id, options.y, options.l, '!' .. argv[2])

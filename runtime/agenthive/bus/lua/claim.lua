@@ -71,7 +71,7 @@ local function admit(P, lane, entries, tries, claim, groups)
   for i, item in ipairs(entries) do
     local entry, list = item[1], item[2]
     local attempts = (tries and tonumber(tries[i]) or 0) + 1
-    local expiry, words, id = split_entry(list)
+    local expiry, words, id, document = split_entry(list)
     if not expiry then
       bury_malformed(P, lane, entry, list)
     else
@@ -87,7 +87,7 @@ local function admit(P, lane, entries, tries, claim, groups)
         handed = handed + 1
         local group = later
         if options.k then
-          remove(P, lane, entry, id)
+          remove(P, lane, entry, id, #document)
           keep_final(P, id, table.concat({
             'd', as_ms(claim.now), as_ms(claim.now), attempts, accepted_of(entry, options),
           }, ' '), claim.now, claim.life)

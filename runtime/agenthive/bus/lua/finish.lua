@@ -8,8 +8,8 @@ local function note_attempt(P, field, claimed, crash)
   return crashes
 end
 
--- Take entries out of the queue.
-local function remove(P, lane, entry, id)
+-- Take an entry out of the queue; `size` is that of its document.
+local function remove(P, lane, entry, id, size)
   local stream = P .. 'q:' .. lane
   redis.call('XACK', stream, GROUP, entry)
   redis.call('XDEL', stream, entry)
@@ -17,6 +17,7 @@ local function remove(P, lane, entry, id)
   redis.call('HDEL', P .. 'past', lane .. ' ' .. entry)
   if id then
     redis.call('HDEL', P .. 'ids', id)
+    give_back(P, size)
   end
 end
 
@@ -46,7 +47,7 @@ local function bury(P, lane, entry, fields, reason, problem, attempts, claimed, 
   if options.y then
     reply(P, id, options.y, options.l, '!' .. reason .. ': ' .. problem)
   end
-  remove(P, lane, entry, id)
+  remove(P, lane, entry, id, #document)
   local code = reason == 'expired' and 'e' or 'f'
   keep_final(P, id, table.concat({
     code, as_ms(now), claimed == '0' and last or claimed, attempts,
@@ -81,18 +82,18 @@ local function lane_of(argv, at, n)
 end
 
 -- Acknowledge: entries and ids stand in argv one list after the other, by lane, and are handed on as they are. ARGV from
--- `at`: number of entries in lanes 4, 3, 2, 1, number of fields of `tries`, number of heads; the entries, the fields, the
--- ids, and for each head: of how many messages it is, the beginning of their final status, and when they were accepted
--- ("": their entries tell). Returns where the operations that follow begin.
+-- `at`: number of entries in lanes 4, 3, 2, 1, number of fields of `tries`, number of heads, size of all documents; the
+-- entries, the fields, the ids, and for each head: of how many messages it is, the beginning of their final status, and
+-- when they were accepted ("": their entries tell). Returns where the operations that follow begin.
 local function acknowledge(P, argv, at, now, life)
-  local first = at + 6
-  local next_entry = first
+  local first = at + 7
+  local next_entry, gone = first, 0
   for lane = 4, 1, -1 do
     local count = tonumber(argv[at + 4 - lane])
     if count > 0 then
       local stream, last = P .. 'q:' .. lane, next_entry + count - 1
       redis.call('XACK', stream, GROUP, unpack(argv, next_entry, last))
-      redis.call('XDEL', stream, unpack(argv, next_entry, last))
+      gone = gone + redis.call('XDEL', stream, unpack(argv, next_entry, last))
       next_entry = last + 1
     end
   end
@@ -106,6 +107,7 @@ local function acknowledge(P, argv, at, now, life)
   local after = ids + total
   if total > 0 then
     redis.call('HDEL', P .. 'ids', unpack(argv, ids, after - 1))
+    give_back(P, math.floor(argv[at + 6] * gone / total)) -- in a repetition none is there any more
     local finals, n = {}, 0
     for head = after, after + 3 * heads - 1, 3 do
       local text, accepted = argv[head + 1], argv[head + 2]
@@ -131,7 +133,7 @@ end
 -- has done before, when only its answer was lost, was good.
 local function refused_acknowledgements(P, argv, at, again)
   local total = argv[at] + argv[at + 1] + argv[at + 2] + argv[at + 3]
-  local from, ids, refused = at + 6 + total + argv[at + 4], {}, {}
+  local from, ids, refused = at + 7 + total + argv[at + 4], {}, {}
   for n = 1, total do
     ids[n] = argv[from + n - 1]
   end

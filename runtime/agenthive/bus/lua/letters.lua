@@ -62,7 +62,7 @@ end
 -- Returns one character per letter: 1 done, 0 there is no such letter (any more), 2 a message of this id is pending.
 local function redrive(keys, argv)
   local P, now = prefix_of(keys), now_ms()
-  local results, ids, taken, done = {}, {}, {}, {}
+  local results, ids, taken, done, size = {}, {}, {}, {}, 0
   for i = 2, #argv, 5 do
     ids[#ids + 1] = argv[i]
   end
@@ -77,8 +77,9 @@ local function redrive(keys, argv)
     else
       local lane, words = argv[at + 2], argv[at + 4]
       local meta = as_14(now + tonumber(argv[at + 3])) .. (words == '' and '' or ' ' .. words)
-      local text = meta .. '\n' .. id .. '\n' .. fields_of(letter[2]).m
-      local entry = redis.call('XADD', P .. 'q:' .. lane, '*', 'm', text)
+      local document = fields_of(letter[2]).m
+      local entry = redis.call('XADD', P .. 'q:' .. lane, '*', 'm', meta .. '\n' .. id .. '\n' .. document)
+      size = size + #document
       redis.call('HSET', P .. 'ids', id, lane .. ' ' .. entry)
       redis.call('XDEL', P .. 'dead', argv[at])
       taken[id], done[#done + 1] = true, id
@@ -86,6 +87,7 @@ local function redrive(keys, argv)
     end
   end
   if #done > 0 then
+    redis.call('INCRBY', P .. 'bytes', size)
     forget_finals(P, done)
     wake(P)
   end

@@ -1,13 +1,14 @@
 -- Looking at a queue, and fetching replies.
 
 -- stats: returns { waiting in lane 1, 2, 3, 4, in flight, delayed, dead letters, when the oldest waiting was accepted,
--- dead letters dropped, replies dropped }.
+-- dead letters dropped, replies dropped, bytes of documents }.
 local function stats(keys)
   local P = prefix_of(keys)
-  local result, flight, oldest = {}, 0, nil
+  local result, flight, oldest, total = {}, 0, nil, redis.call('HLEN', P .. 'held')
   for lane = 1, 4 do
     local stream = P .. 'q:' .. lane
     local length = redis.call('XLEN', stream)
+    total = total + length
     local again = redis.call('LLEN', P .. 'b:' .. lane)
     local groups = redis.pcall('XINFO', 'GROUPS', stream)
     local pending, last = 0, '-'
@@ -42,6 +43,7 @@ local function stats(keys)
   result[8] = oldest or -1
   local dropped = redis.call('HMGET', P .. 'counts', 'dead_letters', 'replies')
   result[9], result[10] = tonumber(dropped[1] or 0), tonumber(dropped[2] or 0)
+  result[11] = total > 0 and tonumber(redis.call('GET', P .. 'bytes')) or 0
   return result
 end
 

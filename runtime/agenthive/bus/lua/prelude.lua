@@ -11,6 +11,7 @@
 --   past          hash, "<lane> <entry>" -> "<first claimed> <last claimed> <crashes>", of the same messages
 --   delayed       sorted set by due time of what must wait: "r<lane> <entry>" (a retry) or "h<id>" (in held)
 --   held          hash, message id -> packed entry, of messages whose not_before has not come
+--   bytes         size of the documents in q and held, i.e. of every message that is not finished
 --   consumers     sorted set, consumer -> when its lease runs out (ms)
 --   robbed        set of consumers that lost their lease and whose entries are being returned
 --   wake          list of at most two tokens; idle consumers wait on it
@@ -144,6 +145,14 @@ local function split_entry(list)
     return nil
   end
   return expiry, words, id, string.sub(list[2], first)
+end
+
+-- So many bytes of documents left the queue. The number is right again whenever the queue was empty (see send), should
+-- entries ever vanish by another way.
+local function give_back(P, size)
+  if size > 0 and redis.call('DECRBY', P .. 'bytes', size) <= 0 then
+    redis.call('DEL', P .. 'bytes')
+  end
 end
 
 -- Options of an entry: words of one letter and a value.

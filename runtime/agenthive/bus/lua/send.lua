@@ -1,8 +1,9 @@
 -- send: accept messages into an agent's queue.
--- ARGV: "1" if the batch may have been accepted before (a repetition after a lost connection), bound of the queue,
--- then per message: lane, id, JSON document, ttl (ms), options ("" for none).
--- Returns one character per message: 1 accepted, 2 already known (accepted before), 0 refused: the queue is full, 3 not
--- accepted, for an earlier message has its deduplication key. For each of the latter a line follows: that message's id.
+-- ARGV: "1" if the batch may have been accepted before (a repetition after a lost connection), bound of the queue
+-- "<messages>[ <bytes>]", then per message: lane, id, JSON document, ttl (ms), options ("" for none).
+-- Returns one character per message: 1 accepted, 2 already known (accepted before), 0 or 4 refused: the queue is full
+-- of messages or of bytes, 3 not accepted, for an earlier message has its deduplication key. For each of the latter a
+-- line follows: that message's id.
 
 -- Hold a message back until `due`.
 local function hold(P, id, lane, document, meta, due, now)
@@ -46,7 +47,8 @@ end
 local function send(keys, argv)
   local P = prefix_of(keys)
   local now = now_ms()
-  local bound = tonumber(argv[2])
+  local most, most_bytes = string.match(argv[2], '^(%d+) ?(%d*)$')
+  most, most_bytes = tonumber(most), tonumber(most_bytes) or math.huge
   local ids, count, unique = {}, 0, nil
   for i = 4, #argv, 5 do
     count = count + 1
@@ -67,8 +69,10 @@ local function send(keys, argv)
     length = length + redis.call('XLEN', streams[lane])
   end
 
+  local bytes = length > 0 and tonumber(redis.call('GET', P .. 'bytes')) or 0
+
   local results, earlier, records, changes, seen = {}, {}, {}, 0, {}
-  local ready, earliest = false, nil
+  local ready, earliest, full = false, nil, nil
   local like_ttl, expiry = nil, nil -- most messages of a batch expire alike
   for n = 1, count do
     local id, at = ids[n], 5 * n - 2
@@ -80,8 +84,9 @@ local function send(keys, argv)
     elseif pair and takers[pair[2]] then
       results[n] = '3'
       earlier[#earlier + 1] = '\n' .. takers[pair[2]]
-    elseif length >= bound and not options.f then
-      results[n] = '0'
+    elseif not options.f and (full or length >= most or (length > 0 and bytes + #document > most_bytes)) then
+      full = full or (length >= most and '0' or '4') -- from here on for all, so that large ones have their turn, too
+      results[n] = full
     else
       if pair then
         takers[pair[2]] = id
@@ -105,12 +110,13 @@ local function send(keys, argv)
       records[changes + 1], records[changes + 2] = id, places[lane] .. entry
       changes = changes + 2
       seen[id] = true
-      length = length + 1
+      length, bytes = length + 1, bytes + #document
       results[n] = '1'
     end
   end
   if changes > 0 then
     redis.call('HSET', P .. 'ids', unpack(records))
+    redis.call('SET', P .. 'bytes', as_ms(bytes))
   end
   if ready then
     wake(P)

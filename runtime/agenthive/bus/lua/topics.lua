@@ -138,7 +138,7 @@ local function copy(keys, argv)
     end
   end
   local results = #entries > 0 and send(keys, batch) or ''
-  local full = string.find(string.sub(results, 1, #entries), '0', 1, true)
+  local full = string.find(string.sub(results, 1, #entries), '[04]')
   local stop = full and entries[full] or last + 1
   for n = 1, (full or #entries + 1) - 1 do
     copies = copies + (string.sub(results, n, n) == '1' and 1 or 0)
