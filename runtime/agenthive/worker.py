@@ -8,6 +8,7 @@ import contextvars
 import functools
 import inspect
 import logging
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -175,7 +176,11 @@ class Worker:
         run = Run(delivery, handler, Context(self._resources, message, delivery.attempt), self._acknowledged)
         self._runs.add(run)
         self.running += 1
-        run.task = asyncio.Task(self._handle(run), loop=self._loop)
+        if sys.version_info >= (3, 12):
+            # One that needs not wait is done at once, without a turn of the loop.
+            run.task = asyncio.Task(self._handle(run), loop=self._loop, eager_start=True)
+        else:
+            run.task = asyncio.Task(self._handle(run), loop=self._loop)
 
     # Handling
 
