@@ -131,6 +131,7 @@ class Runner:
             consumer = bus.consumer(self.name, pod=self.pod, topics=settings.topics, topic_start=settings.topic_start)
         except ValueError as error:
             raise ConfigurationError(f"AGENTHIVE_AGENT, AGENTHIVE_POD or AGENTHIVE_TOPICS: {error}") from error
+        self.telemetry.topic_copies, self.telemetry.topic_missed = consumer.pump.copied, consumer.pump.missed
         try:
             if await self._persist(self._bus_outage, "start", _returning_true(consumer.start), BusError) is None:
                 return

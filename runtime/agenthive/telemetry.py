@@ -81,6 +81,14 @@ METRICS = {
             "Slots of schedules this process dealt with: fired, late (nobody ran in time), overlap (skipped).",
             ("schedule", "result"),
         ),
+        Description(
+            "agenthive_topic_copies_total", COUNTER, "Messages this process copied from a topic into the queue.",
+            ("topic",),
+        ),
+        Description(
+            "agenthive_topic_missed_total", COUNTER,
+            "Messages that a topic dropped before this process could copy them.", ("topic",),
+        ),
         Description("agenthive_started_at_seconds", GAUGE, "Unix time this process started."),
         Description("agenthive_info", GAUGE, "Always 1.", ("version",)),
     )
@@ -136,6 +144,9 @@ class Telemetry:
         self.replies_dropped: Callable[[], int] = lambda: 0
         #: Slots of schedules by name and by what this process did with them.
         self.firings: Counter[tuple[str, str]] = Counter()
+        #: Messages this process copied into the queue, by topic, and those a topic had dropped before.
+        self.topic_copies: Counter[str] = Counter()
+        self.topic_missed: Counter[str] = Counter()
         self.started_at = time.time()
 
     def for_type(self, message_type: str) -> TypeFigures:
@@ -177,6 +188,8 @@ class Telemetry:
             "agenthive_bus_errors_total": [((name,), count) for name, count in self.bus_errors.items()],
             "agenthive_store_errors_total": [((name,), count) for name, count in self.store_errors.items()],
             "agenthive_schedule_slots_total": list(self.firings.items()),
+            "agenthive_topic_copies_total": [((topic,), count) for topic, count in self.topic_copies.items()],
+            "agenthive_topic_missed_total": [((topic,), count) for topic, count in self.topic_missed.items()],
             "agenthive_started_at_seconds": [((), self.started_at)],
             "agenthive_info": [((__version__,), 1)],
         }

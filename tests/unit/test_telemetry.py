@@ -43,6 +43,8 @@ def test_everything_counted_is_exposed() -> None:
     figures.bus_errors["claim"] += 5
     figures.given_up["expired"] += 6
     figures.replies_dropped = lambda: 7
+    figures.topic_copies["news"] += 8
+    figures.topic_missed["news"] += 9
     figures.firings["sweep", "fired"] += 2
     found = {
         (name, tuple(label for label in labels if label != ("hive", "h"))): value
@@ -66,6 +68,8 @@ def test_everything_counted_is_exposed() -> None:
     assert found["agenthive_replies_dropped_total", (agent,)] == 7
     assert found["agenthive_schedule_slots_total", (agent, ("result", "fired"), ("schedule", "sweep"))] == 2
     assert found["agenthive_info", (agent, ("version", agenthive.__version__))] == 1
+    assert found["agenthive_topic_copies_total", (agent, ("topic", "news"))] == 8
+    assert found["agenthive_topic_missed_total", (agent, ("topic", "news"))] == 9
     assert ("process_resident_memory_bytes", ()) in found, "what the process itself registers is there too"
 
 

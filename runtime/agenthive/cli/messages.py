@@ -67,7 +67,18 @@ def message_options(function: F, recipient: str = "AGENT") -> F:
     )(function)
     function = click.argument("body", type=Body(), default="{}", metavar="[BODY|@FILE|-]")(function)
     function = click.argument("message_type", metavar="TYPE")(function)
-    return click.argument("agent", metavar=recipient)(function)
+    return click.argument("agent", metavar=recipient, callback=_check_name)(function)
+
+
+def _check_name(_: click.Context, param: click.Parameter, value: str) -> str:
+    from agenthive.bus.keys import check_agent, check_topic  # noqa: PLC0415 - pydantic
+
+    try:
+        if param.metavar == "TOPIC":
+            return check_topic(value)
+        return value and check_agent(value)  # the message says what is wrong with an empty one
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.command()
