@@ -7,14 +7,16 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from agenthive.bus.breaker import Breaker
 from agenthive.bus.cluster import Cluster, routed
 from agenthive.bus.endpoint import Endpoint, Node, shown
 from agenthive.bus.errors import AccessDenied, BusUnavailable
-from agenthive.bus.lanes import ClusterLane, Lane, opener, run
+from agenthive.bus.lanes import ClusterLane, Lane, Opener, run
 from agenthive.bus.library import library
+from agenthive.bus.sentinel import Sentinels
 from agenthive.bus.wire import Command, Connection, ConnectionLost, ReplyError, open_connection
 from agenthive.settings import RedisPool
 
@@ -22,7 +24,7 @@ log = logging.getLogger(__name__)
 
 OLDEST_REDIS = (7, 0)
 RESERVED_CONNECTIONS = 8
-"""Of the process's connections, those kept for lanes: sender, replies (2), consumer, wake list, lease; 2 more."""
+"""Of the process's connections, those kept for lanes: sender, replies (2), consumer, wake list, lease, sentinels (2)."""
 RESERVED_PER_MASTER = 2
 """Of them, those that each further master of a cluster needs: sender and replies."""
 
@@ -54,7 +56,8 @@ class Connections:
         self.breaker = Breaker(policy.circuit_breaker)
         self.cluster = Cluster(endpoint) if endpoint.kind == "cluster" else None
         self._policy = policy
-        self._open = opener(endpoint)
+        self._sentinels = Sentinels(endpoint) if endpoint.kind == "sentinel" else None
+        self._open: Opener = self._sentinels.open if self._sentinels else partial(open_connection, endpoint)
         self._breakers: dict[Node, Breaker] = {}
         self._idle: deque[tuple[Node | None, Connection]] = deque()
         self._limit = max(1, policy.max_connections - RESERVED_CONNECTIONS)
@@ -250,6 +253,8 @@ class Connections:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         while self._idle:
             await self._idle.pop()[1].aclose()
+        if self._sentinels is not None:
+            await self._sentinels.aclose()
 
 
 def info_fields(answer: bytes) -> dict[str, str]:

@@ -76,11 +76,6 @@ async def confirm(connection: Connection, commands: Sequence[Command], answers: 
         )
 
 
-def opener(endpoint: Endpoint) -> Opener:
-    """What opens connections to a server, or to the master that sentinels name."""
-    return Sentinels(endpoint).open if endpoint.kind == "sentinel" else partial(open_connection, endpoint)
-
-
 class Lane:
     """A connection that one task owns, opened when first needed and again after it was lost."""
 
@@ -236,9 +231,21 @@ class ClusterLane(Lane):
             await lane.aclose()
 
 
+class _LaneApart(Lane):
+    """Behind sentinels that nobody else asks."""
+
+    def __init__(self, endpoint: Endpoint, breaker: Breaker) -> None:
+        self._sentinels = Sentinels(endpoint)
+        super().__init__(endpoint, breaker, self._sentinels.open)
+
+    async def aclose(self) -> None:
+        await self._sentinels.aclose()
+        await super().aclose()
+
+
 def lane_apart(endpoint: Endpoint, key: str) -> Lane:
     """A lane to the master that owns ``key`` that shares nothing with others: for a thread with a loop of its own."""
     policy = CircuitBreaker()
     if endpoint.kind == "cluster":
         return ClusterLane(Cluster(endpoint), Breaker(policy), lambda _: Breaker(policy), key)
-    return Lane(endpoint, Breaker(policy), opener(endpoint))
+    return (_LaneApart if endpoint.kind == "sentinel" else Lane)(endpoint, Breaker(policy))
