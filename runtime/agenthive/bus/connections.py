@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 
 OLDEST_REDIS = (7, 0)
 RESERVED_CONNECTIONS = 8
-"""Of the process's connections, those kept for lanes: sender, replies (2), consumer, wake list, lease, sentinels (2)."""
+"""Of a process's, kept for lanes: sender, replies (2), consumer, wake list, lease, sentinels (2)."""
 RESERVED_PER_MASTER = 2
-"""Of them, those that each further master of a cluster needs: sender and replies."""
+"""Further ones that each further master of a cluster needs: sender and replies."""
 
 
 class Shard:

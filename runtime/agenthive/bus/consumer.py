@@ -382,11 +382,16 @@ class Consumer:
     async def _ask(self, turn: _Turn) -> list[Any] | None:
         """The server's answer; None if there is none to go by."""
         again, name = False, self.name
-        while True:
+        while self.name == name:
             if self._stopping:
                 turn.wanted = 0
-            call = self._command(turn.batch, turn.wanted, again, turn.pass_wake)
             try:
+                if self._lane.lost:
+                    self._settle()
+                    await self._compare()
+                    if self.name != name:
+                        break
+                call = self._command(turn.batch, turn.wanted, again, turn.pass_wake)
                 (answer,) = await self._lane.execute([call], meanwhile=self._settle)
                 if not isinstance(answer, ReplyError):
                     return list(answer)
@@ -398,10 +403,9 @@ class Consumer:
                 self._settle()
                 await self._reconnect()
             again = True
-            if self.name != name:
-                turn.batch.fail(LeaseLost(ROBBED))
-                self._pass_wake = turn.pass_wake
-                return None
+        turn.batch.fail(LeaseLost(ROBBED))
+        self._pass_wake = turn.pass_wake
+        return None
 
     def _no_claim(self) -> None:
         """Nobody asks: what comes without having been asked for goes back."""
@@ -443,29 +447,46 @@ class Consumer:
         while True:
             await self._lane.pause()
             try:
-                for lane in (4, 3, 2, 1):
-                    await self._hand_back_unknown(lane)
+                await self._compare()
             except (ConnectionLost, BusUnavailable) as error:
                 log.warning("consumer of %s is waiting for Redis: %s", self.agent, error)
                 continue
-            except ReplyError as error:
-                await self._cure(error)
             return
 
-    async def _hand_back_unknown(self, lane: int) -> None:
-        """Entries that Redis thinks we hold, though they never got here."""
+    async def _compare(self) -> None:
+        """Look what Redis thinks we hold, after a connection was lost: it may have lost its last second, or be another.
+
+        What it never told us, or has forgotten that we completed, goes back. If it has forgotten a claim of ours, what
+        it has in that entry's place may be somebody else's: then all that we hold is given up.
+        """
+        ending: dict[int, set[bytes]] = {lane: set() for lane in range(5)}
+        for lane, entries in self._in_flight.places():
+            ending[lane].update(entries)
+        forgotten = False
+        try:
+            for lane in (4, 3, 2, 1):
+                known = await self._known_to_redis(lane)
+                for entry in known - self._held[lane]:
+                    self._end("r", lane, entry).add_done_callback(_ignore)
+                forgotten = forgotten or not self._held[lane] <= known | ending[lane]
+            if forgotten:
+                former = self.name
+                await self._rejoin("Redis has forgotten what this consumer had claimed")
+                await self._lane.execute([library().call("leave", self._keys.gate, former)])
+        except ReplyError as error:
+            await self._cure(error)
+
+    async def _known_to_redis(self, lane: int) -> set[bytes]:
+        known: set[bytes] = set()
         after = "-"
         while True:
-            (entries,) = await self._lane.execute(
-                [library().call("held", self._keys.gate, self.name, str(lane), after)]
-            )
+            call = library().call("held", self._keys.gate, self.name, str(lane), after)
+            (entries,) = await self._lane.execute([call])
             if isinstance(entries, ReplyError):
                 raise entries
-            for entry in entries:
-                if entry not in self._held[lane]:
-                    self._end("r", lane, entry).add_done_callback(_ignore)
             if not entries:
-                return
+                return known
+            known.update(entries)
             after = "(" + entries[-1].decode()
 
     async def _cure(self, error: ReplyError) -> bool:

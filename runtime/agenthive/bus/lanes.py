@@ -90,6 +90,11 @@ class Lane:
         self._connection: Connection | None = None
         self._failures = 0
 
+    @property
+    def lost(self) -> bool:
+        """Whether the connection ended while nobody looked: the next exchange uses another one."""
+        return self._connection is not None and not self._connection.usable
+
     async def connection(self) -> Connection:
         """The open connection. Raises ConnectionLost or BusUnavailable."""
         if self._connection is None or not self._connection.usable:
@@ -164,6 +169,13 @@ class ClusterLane(Lane):
         self._breaker_of = breaker_of
         self._key = key
         self._lanes: dict[Node, Lane] = {}
+
+    @property
+    def lost(self) -> bool:
+        """As of any lane; also when the key has another master by now."""
+        node = self._cluster.guess(self._key) if self._key is not None else None
+        lane = self._lanes.get(node) if node is not None else None
+        return bool(self._lanes) and (lane is None or lane.lost)
 
     async def connection(self) -> Connection:
         """The open connection to the master that owns the lane's key. Raises ConnectionLost or BusUnavailable."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import shutil
 import socket
 from collections import Counter
 
@@ -148,6 +150,53 @@ async def test_messages_of_a_claim_whose_answer_was_lost_are_handed_back(bus, co
         await consumer.ack(delivery)
     stats = await bus.queue("worker")
     assert (stats.backlog, stats.in_flight) == (0, 0)
+
+
+@contextlib.asynccontextmanager
+async def forgotten(server):
+    """Redis comes back without what it did within the block, as after a loss of power or an unfinished replication."""
+    await always_fsync(server)
+    files, kept = server.folder / "appendonlydir", server.folder / "kept"
+    shutil.copytree(files, kept)
+    yield
+    server.kill()
+    shutil.rmtree(files)
+    kept.rename(files)
+    await asyncio.to_thread(server.start)
+
+
+async def test_an_acknowledgement_that_redis_forgets_is_no_message_in_flight_for_ever(
+    own_valkey, connect, consume, make
+) -> None:
+    bus = await connect(own_valkey.url)
+    consumer = await consume(on=bus)
+    await bus.send(make(1))
+    await bus.send(make(2))
+    first, second = await consumer.claim(2)
+    async with forgotten(own_valkey):
+        await consumer.ack(first)
+    async with asyncio.timeout(10):
+        (again,) = await consumer.claim(1)
+    assert again.message == first.message
+    await consumer.ack(again)
+    await consumer.ack(second)
+    stats = await bus.queue("worker")
+    assert (stats.backlog, stats.in_flight) == (0, 0)
+
+
+async def test_a_claim_that_redis_forgets_is_given_up(own_valkey, connect, consume, make) -> None:
+    # What is in the entry's place after a failover may be a message of somebody else.
+    bus = await connect(own_valkey.url)
+    consumer = await consume(on=bus)
+    await bus.send(make(1))
+    async with forgotten(own_valkey):
+        (held,) = await consumer.claim(1)
+    async with asyncio.timeout(10):
+        (again,) = await consumer.claim(1)
+    with pytest.raises(LeaseLost):
+        await consumer.ack(held)
+    await consumer.ack(again)
+    assert (await bus.queue("worker")).in_flight == 0
 
 
 async def test_a_queue_that_vanished_is_made_anew(own_valkey, connect, consume, make, until) -> None:

@@ -160,9 +160,7 @@ async def test_a_message_without_a_replica_is_an_error_that_says_what_to_do(sent
         assert 1 <= calls <= 5, "one WAIT for each batch"
         replica.kill()
         message = make(1, message_id="again")
-        with pytest.raises(
-            NotReplicated, match=r"no replica confirmed .*send it again.* see that the master"
-        ):
+        with pytest.raises(NotReplicated, match=r"no replica confirmed .*send it again.* see that the master"):
             await bus.send(message)
         assert bus.available, "Redis is there all the same"
         assert (await bus.find("worker", "again")) is not None, "it may have been accepted, and was"
