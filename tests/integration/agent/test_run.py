@@ -98,8 +98,9 @@ async def test_it_serves_and_drains_on_sigterm(process: Make, code: str, bus: Bu
     assert await asyncio.to_thread(pod.page, "/readyz") == (200, "ok\n")
     status, metrics = await asyncio.to_thread(pod.page, "/metrics")
     assert status == 200
-    assert 'agenthive_messages_handled_total{agent="worker",result="delivered",type="echo"} 1.0' in metrics
-    assert 'agenthive_concurrency{agent="worker"} 5.0' in metrics
+    labels = f'agent="worker",hive="{bus.scope.hive}"'
+    assert f'agenthive_messages_handled_total{{{labels},result="delivered",type="echo"}} 1.0' in metrics
+    assert f"agenthive_concurrency{{{labels}}} 5.0" in metrics
 
     asking = asyncio.create_task(ask(bus, "slow", seconds=0.5))
     await printed(pod, "slow begins")
