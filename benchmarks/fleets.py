@@ -200,7 +200,7 @@ async def fleet(url: str, agents: int, consumers: int, messages: int, rate: int,
     return [total, *percentiles(delays)]
 
 
-async def growth(url: str, sizes: list[int], messages: int, parts: int) -> dict[str, list[Any]]:
+async def growth(url: str, sizes: list[int], messages: int, parts: int, limit: float) -> dict[str, list[Any]]:
     """Microseconds per message claimed and acknowledged with so many waiting behind (for each size, ``parts`` times
     ``messages``), and bytes of Redis per waiting message.
 
@@ -221,8 +221,12 @@ async def growth(url: str, sizes: list[int], messages: int, parts: int) -> dict[
             return int((await client.info("memory"))["used_memory"])
 
         empty = await used()
+        ends = time.monotonic() + limit
         for size in sizes:
-            sent = await _preload(client, sent, handled + size + parts * messages)
+            wanted = handled + size + parts * messages
+            sent = await _preload(client, sent, wanted, ends)
+            if sent < wanted:
+                break  # what is there is measured, no figure is made up
             memory.append((await used() - empty) / (sent - handled))
             costs.append([await _handle(consumer, messages) for _ in range(parts)])
             handled += parts * messages
@@ -239,7 +243,7 @@ async def _handle(consumer: Consumer, messages: int) -> float:
     return (time.monotonic() - started) / messages * 1e6
 
 
-async def _preload(client: Any, sent: int, wanted: int) -> int:
+async def _preload(client: Any, sent: int, wanted: int, ends: float) -> int:
     from agenthive.bus.keys import AgentKeys
     from agenthive.bus.library import library
     from agenthive.bus.policy import lane_of
@@ -248,7 +252,7 @@ async def _preload(client: Any, sent: int, wanted: int) -> int:
     document = template.to_json()
     lane, gate = lane_of(template.priority), AgentKeys.of(HIVE, "bench").gate
     old = template.message_id.encode()
-    while sent < wanted:
+    while sent < wanted and time.monotonic() < ends:
         arguments: list[Any] = ["0", 100_000_000]
         for number in range(sent, min(sent + 150, wanted)):
             new = f"{number:0{len(old)}d}".encode()

@@ -77,9 +77,9 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _value(value: float | None, unit: str) -> str:
+def _value(value: float | None, unit: str, failed: bool) -> str:
     if value is None:
-        return "failed"
+        return "failed" if failed else "-"
     return f"{number(value)}{unit}" if unit.startswith("/") else f"{number(value)} {unit}"
 
 
@@ -108,7 +108,7 @@ def show(rows: Sequence[Row]) -> None:
         ratios = [row.better_than(value) for value in others.values()]
         table.add_row(
             row.name,
-            _value(row.value, row.unit),
+            _value(row.value, row.unit, row.failed),
             "" if row.spread is None else f"±{row.spread:.0%}",
             row.target,
             "\n".join(f"{name} {number(value)}" for name, value in others.items()),
