@@ -258,13 +258,17 @@ async def _serving(runner: Runner) -> AsyncIterator[asyncio.Task[None]]:
 
 
 async def _remove_keys(bus: Bus) -> None:
-    pattern, cursor = f"ah:{{{bus.scope.instance}/*", b"0"
-    while True:
-        ((cursor, keys),) = await bus._connections.execute([("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)])
-        if keys:
-            await bus._connections.execute([("UNLINK", *keys)])
-        if cursor == b"0":
-            return
+    connections, pattern = bus._connections, f"ah:{{{bus.scope.instance}/*"
+    for master in await connections.masters():
+        cursor: Any = b"0"
+        while True:
+            ((cursor, keys),) = await connections.execute(
+                [("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)], at=master
+            )
+            if keys:
+                await connections.execute([("UNLINK", key) for key in keys], at=master)
+            if cursor == b"0":
+                break
 
 
 async def _with_schema(stack: contextlib.AsyncExitStack, url: str, settings: Settings) -> None:

@@ -17,6 +17,10 @@ from tests.integration.bus.test_delivery import (  # noqa: F401 - run here once 
     test_released_messages_come_back_at_once_and_uncounted,
     test_two_consumers_share_the_load_without_overlap,
 )
+from tests.integration.bus.test_every import (  # noqa: F401
+    test_a_slot_may_be_skipped_while_the_last_message_is_pending,
+    test_each_slot_is_fired_once_however_many_ask,
+)
 from tests.integration.bus.test_failures import (  # noqa: F401
     test_a_failed_message_is_tried_again_and_then_given_up,
     test_a_retry_waits_for_its_time,
@@ -42,6 +46,8 @@ from tests.integration.bus.test_topics import (  # noqa: F401
     test_replicas_with_different_topics_copy_each_what_they_know,
 )
 
+import agenthive.testing
+from agenthive import Agent, AgentMessage, Context
 from agenthive.bus import Bus, BusUnavailable
 from agenthive.bus.cluster import slot_of
 from agenthive.bus.keys import AgentKeys
@@ -219,3 +225,19 @@ async def test_a_replica_takes_over_and_the_others_go_on_meanwhile(scope, make, 
             for consumer in consumers:
                 await consumer.aclose()
             await bus.aclose()
+
+
+async def test_agents_of_a_test_run_on_a_cluster_and_leave_nothing(redis_url, raw) -> None:
+    front, back = Agent("front"), Agent("back")
+
+    @front.on("ask")
+    async def ask_on(message: AgentMessage, ctx: Context) -> int:
+        return sum(await ctx.gather("back", "double", [{"n": n} for n in range(20)]))
+
+    back.on("double")(lambda message: 2 * message.body["n"])
+    async with agenthive.testing.run(front, back, redis_url=redis_url) as running:
+        instance = running.bus.scope.instance
+        assert await running.ask("ask") == 380
+        await running.idle()
+        assert [key async for key in raw.scan_iter(f"ah:{{{instance}/*")]
+    assert [key async for key in raw.scan_iter(f"ah:{{{instance}/*")] == []
