@@ -249,6 +249,28 @@ async def test_a_full_queue_makes_the_pump_wait(connect, consume, make, until, c
     assert consumer.pump.missed == Counter()
 
 
+async def test_a_queue_full_of_bytes_makes_the_pump_wait_too(connect, consume, make, until) -> None:
+    bus = await connect(queue={"max_bytes": 65536})
+    consumer = await consume(on=bus, topics=["news"])
+    for n in range(10):
+        await bus.publish("news", make(n, body={"n": n, "text": "small" if n % 2 else "large" * 10_000}))
+
+    async def waits() -> bool:
+        return [topic.behind for topic in await bus.topics()] == [{"worker": 8}]
+
+    await until(waits)
+    assert await claimed(consumer, 10) == list(range(10)), "small ones do not overtake the large one that waits"
+
+
+async def test_a_deduplication_key_holds_for_each_agent(bus, consume, make, until) -> None:
+    first, second = await consume("first", topics=["news"]), await consume("second", topics=["news"])
+    for n in range(3):
+        await bus.publish("news", make(n, delivery_options={"deduplication_key": "k"}))
+    await bus.publish("news", make(3))
+    assert (await claimed(first, 2), await claimed(second, 2)) == ([0, 3], [0, 3])
+    await until(lambda: nothing_is_left(bus, "first"))
+
+
 async def test_time_to_live_counts_from_publication(bus, consume, make, until) -> None:
     first = await consume(topics=["news"])
     await first.aclose()
