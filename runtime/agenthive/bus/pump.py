@@ -29,6 +29,8 @@ LEASE_SECONDS = 5.0
 RENEWALS_PER_LEASE = 3
 BLOCK_SECONDS = 5.0
 """How long one read waits for something to be published."""
+CEDE_SECONDS = 1.0
+"""How long a pump that stops takes to say so; its lease runs out anyway."""
 NO_LEASE, NO_CURSOR = b"", b"-"
 """Answers of the function ``lead``."""
 
@@ -96,8 +98,9 @@ class Pump:
         await asyncio.gather(task, return_exceptions=True)
         await self._follow({})
         try:
-            await self._connections.execute([library().call("cede", self._gate, self.name, *self._topics)])
-        except BusUnavailable as error:
+            async with asyncio.timeout(CEDE_SECONDS):
+                await self._connections.execute([library().call("cede", self._gate, self.name, *self._topics)])
+        except (BusUnavailable, TimeoutError) as error:
             log.debug("the pump of %s could not cede its topics, its lease runs out: %s", self.agent, error)
 
     # --- who copies
