@@ -28,7 +28,7 @@ async def test_a_poison_message_is_given_up_and_blocks_nobody(
     hive: Any, process: Callable[..., Any], tmp_path: Path
 ) -> None:
     (tmp_path / "poison_code.py").write_text(CODE)
-    poison = await hive.send("worker", "poison", delivery_options={"max_retries": 1})
+    poison = await hive.send("worker", "poison")
     others = [await hive.send("worker", body={"n": n}) for n in range(20)]
     pod = process(AGENTHIVE_CONCURRENCY="5")
     deaths = []
@@ -42,12 +42,12 @@ async def test_a_poison_message_is_given_up_and_blocks_nobody(
     pod.start("poison_code:agent")
     kubelet = asyncio.create_task(asyncio.to_thread(keep_running))
     final = await hive.final("worker", poison)
-    assert (final.status, final.attempts) == ("failed", 2)
-    assert final.error == "crashed: the process that handled it died or lost its lease, attempt 2 of 2"
+    assert (final.status, final.attempts) == ("failed", 4)
+    assert final.error == "crashed: the process that handled it died or lost its lease, attempt 4 of 4"
     for message_id in others:
         assert (await hive.final("worker", message_id)).status == "delivered"
     letters = await hive.bus.dead_letters("worker")
-    assert [(letter.message_id, letter.reason, letter.attempts) for letter in letters] == [(poison, "crashed", 2)]
+    assert [(letter.message_id, letter.reason, letter.attempts) for letter in letters] == [(poison, "crashed", 4)]
     pod.popen.terminate()
     await asyncio.wait_for(kubelet, 20)
-    assert deaths == [-signal.SIGKILL] * 2
+    assert deaths == [-signal.SIGKILL] * 4

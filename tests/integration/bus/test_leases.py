@@ -236,3 +236,46 @@ async def test_many_orphans_are_returned_in_several_calls(bus, consume, make, sc
     assert (stats.backlog, stats.in_flight) == (1300, 0)
     got = await claim_all(survivor, 1300)
     assert sorted(d.message.body["n"] for d in got) == list(range(1300))
+
+
+async def test_messages_whose_process_died_twice_are_handed_out_one_at_a_time(
+    bus, consume, make, claim_all, until
+) -> None:
+    for n in range(3):
+        await bus.send(make(n))
+    for _ in range(2):
+        dying = await consume()
+        assert len(await claim_all(dying, 3)) == 3
+        await dying.aclose()  # with all it holds
+    stats = await bus.queue("worker")
+    assert (stats.backlog, stats.in_flight) == (3, 0)
+    for n in range(3, 6):
+        await bus.send(make(n))
+    first, second = await consume(), await consume()
+    deliveries = await claim_all(first, 4)
+    assert [delivery.attempt for delivery in deliveries] == [3, 1, 1, 1], "others are not held up"
+    others = asyncio.create_task(first.claim(4))
+    (suspect,) = await second.claim(4)
+    assert suspect.attempt == 3
+    assert (await bus.queue("worker")).backlog == 1
+    await first.ack(deliveries[0])
+    async with asyncio.timeout(10):
+        (last,) = await others
+    assert last.attempt == 3
+    assert {delivery.message.body["n"] for delivery in (deliveries[0], suspect, last)} == {0, 1, 2}
+    assert (await bus.queue("worker")).backlog == 0
+    await second.fail(suspect, "an error clears the suspicion", retry_after=0)
+    (again,) = await second.claim(1)
+    assert again.attempt == 4
+    await second.ack(again)
+
+
+async def test_a_suspect_can_be_cancelled(bus, consume, make, claim_all) -> None:
+    message_id = await bus.send(make())
+    for _ in range(2):
+        dying = await consume()
+        await claim_all(dying, 1)
+        await dying.aclose()
+    assert (await bus.status("worker", message_id)).detail == "waiting"
+    assert await bus.cancel("worker", message_id) == "cancelled"
+    assert (await bus.queue("worker")).backlog == 0

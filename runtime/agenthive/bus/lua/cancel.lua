@@ -23,6 +23,7 @@ local function cancel(keys, argv)
       end
       redis.call('ZREM', P .. 'delayed', 'r' .. lane .. ' ' .. entry)
       redis.call('LREM', P .. 'b:' .. lane, 1, entry)
+      redis.call('LREM', P .. 's:' .. lane, 1, entry)
     end
     local found = redis.call('XRANGE', stream, entry, entry)[1]
     fields = found and found[2] or NO_OPTIONS

@@ -114,9 +114,10 @@ local function admit(P, lane, entries, tries, claim, groups)
   return handed
 end
 
--- Messages of a lane that wait to be claimed again: at most `count`. Returns how many were handed out, and how many read.
-local function claim_again(P, lane, count, claim, groups)
-  local again = redis.call('LPOP', P .. 'b:' .. lane, count)
+-- Messages of a lane that wait in `list` to be claimed again: at most `count`. Returns how many were handed out, and how
+-- many read.
+local function claim_again(P, list, lane, count, claim, groups)
+  local again = redis.call('LPOP', list .. lane, count)
   if not again then
     return 0, 0
   end
@@ -137,7 +138,7 @@ end
 local function claim_lane(P, lane, count, claim, groups)
   local stream, handed, read = P .. 'q:' .. lane, 0, 0
   if claim.again then
-    handed, read = claim_again(P, lane, count, claim, groups)
+    handed, read = claim_again(P, P .. 'b:', lane, count, claim, groups)
   end
   if read < count then
     local answer = redis.call('XREADGROUP', 'GROUP', GROUP, claim.consumer, 'COUNT', count - read, 'STREAMS', stream, '>')
@@ -156,6 +157,29 @@ local function claim_lane(P, lane, count, claim, groups)
   return handed, read
 end
 
+-- One suspect, unless the consumer has one already. A message that kills its process has others with it when it does; all
+-- are suspects the second time, and as no process has two of them, it can not take these with it again and again until
+-- they are given up in its place. Returns how many were handed out.
+local function claim_suspect(P, claim, groups)
+  local lane, entry = string.match(redis.call('HGET', P .. 'alone', claim.consumer) or '', '^(%d) (.*)$')
+  if lane and #redis.call('XPENDING', P .. 'q:' .. lane, GROUP, entry, entry, 1, claim.consumer) > 0 then
+    return 0
+  end
+  local looks = 0
+  for n = 4, 1, -1 do
+    local handed, read = 0, 1
+    while handed == 0 and read > 0 and looks < DUE_LIMIT do -- those that are given up make way for the next
+      handed, read = claim_again(P, P .. 's:', n, 1, claim, groups)
+      looks = looks + 1
+    end
+    if handed > 0 then
+      redis.call('HSET', P .. 'alone', claim.consumer, n .. ' ' .. groups[#groups][3][1])
+      return handed
+    end
+  end
+  return 0
+end
+
 -- Read the lanes: each its share first, then what the shares left over, from the highest lane down.
 -- Returns the groups, how many messages are still wanted, and whether the scan was broken off.
 local function claim_messages(P, claim, quotas)
@@ -166,6 +190,9 @@ local function claim_messages(P, claim, quotas)
     empty[lane] = redis.call('XLEN', P .. 'q:' .. lane) == 0
   end
   claim.again = redis.call('EXISTS', P .. 'b:1', P .. 'b:2', P .. 'b:3', P .. 'b:4') > 0
+  if suspects_wait(P) then
+    left = left - claim_suspect(P, claim, groups)
+  end
   while left > 0 and scanned < SCAN_LIMIT and not (empty[1] and empty[2] and empty[3] and empty[4]) do
     for lane = 4, 1, -1 do
       local count = math.min(share and quotas[lane] or left, left)
@@ -183,6 +210,9 @@ end
 
 -- Whether anything waits in the lanes that are not known to be empty.
 local function more_waits(P, empty)
+  if suspects_wait(P) then
+    return true
+  end
   for lane = 1, 4 do
     if not empty[lane] then
       local stream = P .. 'q:' .. lane
@@ -220,6 +250,9 @@ local function take_turn(keys, argv)
 
   local quotas = { tonumber(argv[8]), tonumber(argv[7]), tonumber(argv[6]), tonumber(argv[5]) }
   if quotas[1] + quotas[2] + quotas[3] + quotas[4] == 0 then
+    if suspects_wait(P) then -- it may be the end of one that makes room for the next
+      wake(P)
+    end
     return { refused_acks, refused, {}, -1, 0, now }
   end
   if tonumber(lease) <= now then -- ran out, but nobody noticed: nothing was taken

@@ -2,8 +2,8 @@
 
 local FREE_LIMIT = 500 -- entries one call returns to the queue
 
--- Return entries that `consumer` holds to the queue; each counts as an attempt. Returns how many, and whether some may
--- be left.
+-- Return entries that `consumer` holds to the queue; each counts as an attempt, for any of them may have been what killed
+-- the process. Returns how many, and whether some may be left.
 local function free_entries(P, consumer)
   local freed, more, now = 0, false, now_ms()
   for _, lane in ipairs(LANES) do
@@ -11,14 +11,19 @@ local function free_entries(P, consumer)
     local pending = redis.call('XPENDING', stream, GROUP, '-', '+', FREE_LIMIT, consumer)
     if #pending > 0 then
       more = more or #pending >= FREE_LIMIT
-      local entries = {}
+      local entries, lists = {}, { b = {}, s = {} }
       for i, item in ipairs(pending) do
         entries[i] = item[1]
         redis.call('HINCRBY', P .. 'tries', lane .. ' ' .. item[1], 1)
-        note_attempt(P, lane .. ' ' .. item[1], now - item[3], 1)
+        local suspect = note_attempt(P, lane .. ' ' .. item[1], now - item[3], 1) >= SUSPECT
+        table.insert(suspect and lists.s or lists.b, item[1])
       end
       redis.call('XCLAIM', stream, GROUP, NOBODY, 0, unpack(entries))
-      redis.call('RPUSH', P .. 'b:' .. lane, unpack(entries))
+      for name, list in pairs(lists) do
+        if #list > 0 then
+          redis.call('RPUSH', P .. name .. ':' .. lane, unpack(list))
+        end
+      end
       freed = freed + #entries
     end
   end
@@ -39,6 +44,7 @@ local function remove_consumer(P, consumer)
     redis.call('XGROUP', 'DELCONSUMER', P .. 'q:' .. lane, GROUP, consumer)
   end
   redis.call('SREM', P .. 'robbed', consumer)
+  redis.call('HDEL', P .. 'alone', consumer)
   drop_alarm_of(P, consumer)
   wake(P)
 end

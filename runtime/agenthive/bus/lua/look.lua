@@ -9,7 +9,7 @@ local function stats(keys)
     local stream = P .. 'q:' .. lane
     local length = redis.call('XLEN', stream)
     total = total + length
-    local again = redis.call('LLEN', P .. 'b:' .. lane)
+    local again = redis.call('LLEN', P .. 'b:' .. lane) + redis.call('LLEN', P .. 's:' .. lane)
     local groups = redis.pcall('XINFO', 'GROUPS', stream)
     local pending, last = 0, '-'
     if not groups.err then
@@ -29,7 +29,8 @@ local function stats(keys)
       end
     end
     local fresh = length > pending and redis.call('XRANGE', stream, last, '+', 'COUNT', 1)[1]
-    for _, entry in ipairs({ redis.call('LINDEX', P .. 'b:' .. lane, 0), fresh and fresh[1] }) do
+    local again_first, suspect_first = redis.call('LINDEX', P .. 'b:' .. lane, 0), redis.call('LINDEX', P .. 's:' .. lane, 0)
+    for _, entry in ipairs({ again_first, suspect_first, fresh and fresh[1] }) do
       if entry then
         local at = tonumber(string.match(entry, '^%d+'))
         oldest = math.min(oldest or at, at)

@@ -5,6 +5,8 @@
 -- its prefix, so they live in the same Cluster slot:
 --   q:<lane>      stream of one priority; an entry has one field, m (see split_entry)
 --   b:<lane>      list of entries that wait to be claimed again: handed back, orphaned, or a retry that is due
+--   s:<lane>      the same list for suspects: entries during whose handling the process died twice or more
+--   alone         hash, consumer -> "<lane> <entry>" of the last suspect it was given; it gets one at a time
 --   ids           hash, message id -> "<lane> <entry>[ <accepted>]", of every message that is not finished; accepted is
 --                 there where the entry's own time does not tell it
 --   tries         hash, "<lane> <entry>" -> attempts that failed or crashed, of messages that had one
@@ -42,6 +44,7 @@ local DEAD_LIMIT = 100000 -- dead letters kept per agent
 local FOREVER = 90000000000000
 local DEPUTY_MS = 30 -- after the alarm
 local MAX_ID = 512 -- bytes
+local SUSPECT = 2 -- crashes from which on a message is a suspect
 local LANES = { '1', '2', '3', '4' }
 local NO_OPTIONS = {}
 
@@ -122,6 +125,10 @@ local function drop_alarm_of(P, consumer)
     redis.call('SET', P .. 'alarm', at .. ' ' .. holder, 'KEEPTTL')
   end
   return false
+end
+
+local function suspects_wait(P)
+  return redis.call('EXISTS', P .. 's:1', P .. 's:2', P .. 's:3', P .. 's:4') > 0
 end
 
 -- A flat list of names and values as a table.
