@@ -107,7 +107,7 @@ class Sender:
                 while batches := self._take():
                     self._in_flight = batches
                     await self._deliver(batches)
-                    if any(isinstance(answer, ReplyError) or FULL in answer for _, _, answer in self._answered):
+                    if any(_refuses(answer) for _, _, answer in self._answered):
                         self._settle()  # what was refused goes before what came later
                 self._settle()
             except Exception as error:
@@ -258,6 +258,10 @@ class Sender:
             _fail(outbox.items, closed)
         self._outboxes.clear()
         await self._lane.aclose()
+
+
+def _refuses(answer: Any) -> bool:
+    return isinstance(answer, ReplyError) or FULL in answer or FULL_OF_BYTES in answer
 
 
 def _fail(items: Any, error: BusError) -> None:
