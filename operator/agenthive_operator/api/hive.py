@@ -132,7 +132,8 @@ class ExternalServer(ApiModel):
     """A server that someone else runs."""
 
     url_secret_ref: SecretKeyReference = Field(
-        description="Secret key that holds the server's URL, e.g. redis://:password@host:6379/0."
+        description="Secret key that holds the server's URL, e.g. redis://:password@host:6379/0, "
+        "redis+sentinel://:password@host,host/service and redis+cluster://:password@host,host."
     )
 
 

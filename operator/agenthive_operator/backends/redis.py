@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from redis import asyncio as aioredis
-from redis.exceptions import AuthenticationError, BusyLoadingError, NoPermissionError, RedisError
-
-from agenthive.bus import Bus
+from agenthive.bus import Bus, BusUnavailable
+from agenthive.bus.connections import Connections, wrong_kind
+from agenthive.bus.endpoint import DEFAULT_PORT, Endpoint
+from agenthive.bus.errors import AccessDenied
 from agenthive.settings import HiveScope, RedisPool
 from agenthive_operator.backends.reports import Figures, StoreReport, endpoint_of, without_secret
+
+__all__ = ["DEFAULT_PORT", "HiveQueues", "hive_patterns", "judge", "probe", "remove_hive"]
 
 CLIENT_NAME: Final = "agenthive:operator"
 PROBE_SECONDS: Final = 5.0
 OLDEST: Final = (7, 0)
-DEFAULT_PORT: Final = 6379
 CLEANUP_BATCH: Final = 500
 
 
@@ -27,31 +28,37 @@ async def probe(url: str, *, shown: str | None = None, timeout: float = PROBE_SE
     """
     try:
         endpoint = endpoint_of(shown or url, DEFAULT_PORT)
-        client = aioredis.Redis.from_url(
-            url, socket_connect_timeout=timeout, socket_timeout=timeout, client_name=CLIENT_NAME, retry=None
-        )
+        connections = _connections(url, timeout)
     except ValueError as error:
         text = without_secret(str(error), url)
         return StoreReport(False, "InvalidURL", f"{text}; write redis://:password@host:6379/0")
     try:
         async with asyncio.timeout(timeout):
-            info = await client.info("server")
-    except AuthenticationError as error:
-        return StoreReport(False, "AuthenticationFailed", f"Redis at {endpoint} refuses the login: {error}", endpoint)
-    except NoPermissionError as error:
-        text = f"Redis at {endpoint} forbids this user the INFO command: {error}"
+            info = await connections.look()
+    except AccessDenied as error:
+        text = f"Redis at {endpoint} refuses the login: {without_secret(str(error), url)}"
         return StoreReport(False, "AuthenticationFailed", text, endpoint)
-    except BusyLoadingError:
-        return StoreReport(False, "Loading", f"Redis at {endpoint} is loading its data", endpoint)
-    except (RedisError, OSError, TimeoutError) as error:
-        text = without_secret(str(error), url) or f"no answer within {timeout:g} s"
+    except TimeoutError:
+        return StoreReport(False, "Unreachable", f"Redis at {endpoint}: no answer within {timeout:g} s", endpoint)
+    except BusUnavailable as error:
+        text = without_secret(str(error.__cause__ or error), url)
+        if "LOADING" in text:
+            return StoreReport(False, "Loading", f"Redis at {endpoint} is loading its data", endpoint)
         return StoreReport(False, "Unreachable", f"Redis at {endpoint}: {text}", endpoint)
     finally:
-        await client.aclose()
+        await connections.aclose()
+    if (problem := wrong_kind(info, connections.endpoint)) is not None:
+        return StoreReport(False, "InvalidURL", f"Redis at {endpoint} {problem}", endpoint)
     return judge(info, endpoint)
 
 
-def judge(info: dict[str, object], endpoint: str) -> StoreReport:
+def _connections(url: str, timeout: float) -> Connections:
+    """Raises ``ValueError``."""
+    options = {"client_name": CLIENT_NAME, "connect_timeout": timeout, "socket_timeout": timeout}
+    return Connections(Endpoint.parse(url, **options), RedisPool(max_connections=2))
+
+
+def judge(info: Mapping[str, object], endpoint: str) -> StoreReport:
     """Whether the server that answered INFO with this is recent enough. Pure."""
     spoken = str(info.get("redis_version", ""))
     own = str(info.get("valkey_version", "")) or spoken
@@ -73,8 +80,7 @@ class HiveQueues:
     async def figures(self, url: str, scope: HiveScope, agents: Sequence[str]) -> dict[str, Figures]:
         """Backlog and the rest of each agent, by its name.
 
-        Raises ``agenthive.bus.BusUnavailable`` or a ``redis.exceptions.RedisError`` when Redis cannot be asked; the
-        next call connects anew.
+        Raises ``agenthive.bus.BusUnavailable`` when Redis cannot be asked; the next call connects anew.
         """
         if self._target != (url, scope):
             await self.aclose()
@@ -100,26 +106,28 @@ class HiveQueues:
 
 
 async def remove_hive(url: str, scope: HiveScope, *, timeout: float) -> int:
-    """Delete every key of a hive; returns how many there were.
+    """Delete every key of a hive, on every master of a cluster; returns how many there were.
 
-    Raises ``TimeoutError`` or a ``redis.exceptions.RedisError``; what was deleted by then stays deleted, and another
-    call goes on with the rest.
+    Raises ``TimeoutError``, ``ValueError`` or ``agenthive.bus.BusUnavailable``; what was deleted by then stays deleted,
+    and another call goes on with the rest.
     """
     removed = 0
-    client = aioredis.Redis.from_url(url, client_name=CLIENT_NAME, socket_connect_timeout=PROBE_SECONDS)
+    connections = _connections(url, PROBE_SECONDS)
     try:
         async with asyncio.timeout(timeout):
-            for pattern in hive_patterns(scope):
-                batch: list[bytes] = []
-                async for key in client.scan_iter(match=pattern, count=CLEANUP_BATCH):
-                    batch.append(key)
-                    if len(batch) >= CLEANUP_BATCH:
-                        removed += await client.unlink(*batch)
-                        batch.clear()
-                if batch:
-                    removed += await client.unlink(*batch)
+            for master in await connections.masters():
+                for pattern in hive_patterns(scope):
+                    cursor = b"0"
+                    while True:
+                        scan = ("SCAN", cursor, "MATCH", pattern, "COUNT", CLEANUP_BATCH)
+                        ((cursor, keys),) = await connections.execute([scan], at=master)
+                        # Keys of a batch differ in their slots: one command each.
+                        if keys:
+                            removed += sum(await connections.execute([("UNLINK", key) for key in keys], at=master))
+                        if cursor == b"0":
+                            break
     finally:
-        await client.aclose()
+        await connections.aclose()
     return removed
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from agenthive.urls import split_url
 
@@ -60,17 +60,21 @@ def endpoint_of(url: str, default_port: int) -> str:
     parts = split_url(url, "the URL")
     if not parts.hostname:
         raise ValueError("the URL names no host")
-    if "," in parts.netloc:  # a PostgreSQL of several hosts
+    if "," in parts.netloc:  # a PostgreSQL of several hosts, sentinels, nodes of a cluster
         return parts.netloc.rpartition("@")[2]
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{host}:{parts.port or default_port}"
 
 
 def without_secret(text: str, url: str) -> str:
-    """``text`` with the password of ``url`` blotted out, wherever a driver may have quoted it."""
+    """``text`` with the passwords of ``url`` blotted out, wherever a driver may have quoted them."""
     try:
-        password = urlsplit(url).password
+        parts = urlsplit(url)
+        secrets = [parts.netloc.rpartition("@")[0].partition(":")[2]]
     except ValueError:
-        password = None
+        return text.replace(url, "<url>")
+    secrets += [value for name, value in parse_qsl(parts.query) if "password" in name]
     text = text.replace(url, "<url>")
-    return text.replace(password, "***") if password else text
+    for secret in filter(None, [*secrets, *(unquote(secret) for secret in secrets)]):
+        text = text.replace(secret, "***")
+    return text

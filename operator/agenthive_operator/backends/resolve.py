@@ -34,16 +34,25 @@ class Resolver:
 
         Raises ``NoEndpointError`` when the Service has no ready endpoint, ``ApiError`` when the API cannot be asked.
         """
-        service = service_of(url) if self._enabled else None
-        if service is None:
+        if not self._enabled:
             return url
+        parts = split_url(url, "the URL")
+        login, at, hosts = parts.netloc.rpartition("@")
+        found = [await self._resolve_host(host) for host in hosts.split(",")]
+        return urlunsplit(parts._replace(netloc=login + at + ",".join(found)))
+
+    async def _resolve_host(self, host: str) -> str:
+        """``host:port`` with an address in place of a Service name."""
+        service = service_of(f"//{host}")
+        if service is None:
+            return host
         name, namespace = service
         # rbac: discovery.k8s.io/endpointslices list
         slices, _ = await self._kube.list(ENDPOINT_SLICE, namespace, labels=f"{SERVICE_LABEL}={name}")
         found = ready_endpoint(slices) or await self._ready_pod(name, namespace)
         if found is None:
             raise NoEndpointError(f"Service {namespace}/{name} has no ready endpoint")
-        return with_address(url, *found)
+        return urlsplit(with_address(f"//{host}", *found)).netloc
 
     async def _ready_pod(self, name: str, namespace: str) -> tuple[str, None] | None:
         # rbac: core/services get

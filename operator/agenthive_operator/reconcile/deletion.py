@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import Final
 
 import asyncpg
-from redis.exceptions import RedisError
 
+from agenthive.bus import BusUnavailable
 from agenthive.store import schema_name
 from agenthive.store.errors import StoreError
 from agenthive_operator.api.agent import Agent
@@ -100,7 +100,7 @@ class HiveDeletion:
                 await redis.remove_hive(dialled, scope_of(hive), timeout=CLEANUP_TRY_SECONDS)
             else:
                 await postgres.remove_schema(dialled, schema_name(scope_of(hive)), timeout=CLEANUP_TRY_SECONDS)
-        except (RedisError, StoreError, asyncpg.PostgresError, OSError, TimeoutError, ValueError) as error:
+        except (BusUnavailable, StoreError, asyncpg.PostgresError, OSError, TimeoutError, ValueError) as error:
             return str(error) or type(error).__name__
         return ""
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final, Literal
 
-from redis.exceptions import RedisError
-
 from agenthive.bus import BusUnavailable
 from agenthive.settings import HiveScope
 from agenthive_operator.api.hive import AgentHive
@@ -121,7 +119,7 @@ class Stores:
                 return monitor.latest(key) or {}
             try:
                 return await queues.figures(dialled, scope, agents)
-            except (BusUnavailable, RedisError, OSError, TimeoutError) as error:
+            except (BusUnavailable, OSError, TimeoutError) as error:
                 # RedisReady is to tell it, soon; the figures stay what they were.
                 logger.info("figures of %s: %s", key, error)
                 self._context.redis.poke(key)

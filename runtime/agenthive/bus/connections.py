@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -269,6 +269,11 @@ def unfit(about: dict[str, str], endpoint: Endpoint) -> str | None:
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if numbers and numbers < OLDEST_REDIS:
         return f"is version {version}; the bus needs Redis 7.0 or Valkey 7.2 or newer"
+    return wrong_kind(about, endpoint)
+
+
+def wrong_kind(about: Mapping[str, str], endpoint: Endpoint) -> str | None:
+    """Why a URL of this form leads nowhere at a server that says this of itself; None if it does. Pure."""
     if endpoint.kind != "cluster" and about.get("redis_mode", about.get("server_mode")) == "cluster":
         return "is a node of a Cluster; write redis+cluster:// or rediss+cluster://, with some of its nodes"
     return None

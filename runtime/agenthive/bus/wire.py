@@ -186,7 +186,8 @@ async def open_connection(endpoint: Endpoint) -> Connection:
                 server_hostname=endpoint.host if endpoint.tls else None,
             )
     except TimeoutError as error:
-        raise ConnectionLost(f"no connection within {endpoint.connect_timeout:g} s") from error
+        hint = " (or it does not speak TLS here: then write redis://)" if endpoint.tls else ""
+        raise ConnectionLost(f"no connection within {endpoint.connect_timeout:g} s{hint}") from error
     except ssl.SSLError as error:
         raise BusUnavailable(f"cannot use Redis at {endpoint}: {explain_tls(error)}") from error
     except OSError as error:

@@ -1,0 +1,176 @@
+"""rediss:// with a CA and client certificates of the test's own.
+
+The program of the wheel was built without TLS: a terminator in front of it does that part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import ipaddress
+import ssl
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from agenthive.bus import Bus, BusUnavailable
+from agenthive.settings import HiveScope, RedisPool
+
+
+class Authority:
+    """A CA that signs for 127.0.0.1 (``names`` otherwise); files in ``folder``."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder = folder
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self.file = folder / f"{name}.crt"
+        self.file.write_bytes(self._sign(self.name, self.key, ca=True).public_bytes(serialization.Encoding.PEM))
+
+    def _sign(self, subject, key, *, ca: bool = False, address: str = "127.0.0.1") -> x509.Certificate:
+        now = datetime.datetime.now(datetime.UTC)
+        names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
+        builder = (
+            x509.CertificateBuilder().subject_name(subject).issuer_name(self.name).public_key(key.public_key())
+            .serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(hours=1))
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        )  # fmt: skip
+        return (builder if ca else builder.add_extension(names, critical=False)).sign(self.key, hashes.SHA256())
+
+    def issue(self, name: str, **options: str) -> tuple[Path, Path]:
+        """Certificate and key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = self._sign(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key, **options)
+        files = self.folder / f"{name}.crt", self.folder / f"{name}.key"
+        files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        files[1].write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        return files
+
+
+@contextlib.asynccontextmanager
+async def terminator(port: int, authority: Authority, certificate: tuple[Path, Path]) -> AsyncIterator[int]:
+    """TLS on a port of its own, which wants a client certificate of ``authority``, in front of ``port``."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.file))
+    context.load_cert_chain(*certificate)
+    context.verify_mode = ssl.CERT_REQUIRED
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, ssl.SSLError):
+            tls = Terminated(context, reader, writer)
+            await tls.call(tls.ssl.do_handshake)
+            inner, outer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                await asyncio.gather(tls.upwards(outer), tls.downwards(inner))
+            finally:
+                outer.close()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+        server.close()
+
+
+class Terminated:
+    """The server's side of one TLS connection. asyncio's own keeps the alert of a failed handshake to itself."""
+
+    def __init__(self, context: ssl.SSLContext, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.ssl = context.wrap_bio(self._in, self._out, server_side=True)
+        self._reader, self._writer = reader, writer
+
+    async def call(self, step: Callable[..., bytes], *arguments: int | bytes) -> bytes:
+        while True:
+            try:
+                return step(*arguments)
+            except ssl.SSLWantReadError:
+                self._writer.write(self._out.read())
+                data = await self._reader.read(65536)
+                if not data:
+                    raise ConnectionResetError from None
+                self._in.write(data)
+            finally:
+                self._writer.write(self._out.read())
+
+    async def upwards(self, outer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await self.call(self.ssl.read, 65536):
+                outer.write(data)
+        finally:
+            outer.close()
+
+    async def downwards(self, inner: asyncio.StreamReader) -> None:
+        while data := await inner.read(65536):
+            await self.call(self.ssl.write, data)
+            await self._writer.drain()
+        self._writer.close()
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path, "ours")
+
+
+@pytest.fixture
+async def secure_url(valkey, authority) -> AsyncIterator[Callable[..., str]]:
+    """Makes URLs of the terminator, with files as options."""
+    async with terminator(valkey.port, authority, authority.issue("server")) as port:
+        yield (
+            lambda **options: (
+                f"rediss://:{valkey.password}@127.0.0.1:{port}/0?" + "&".join(f"{k}={v}" for k, v in options.items())
+            )
+        )
+
+
+async def test_messages_go_through_tls_with_client_certificates(secure_url, authority, connect, consume, make) -> None:
+    certificate, key = authority.issue("client")
+    url = secure_url(ssl_ca_certs=authority.file, ssl_certfile=certificate, ssl_keyfile=key)
+    bus = await connect(url)
+    consumer = await consume(on=bus)  # its lease is renewed over TLS by a thread
+    await asyncio.gather(*(bus.send(make(n)) for n in range(200)))
+    got = []
+    while len(got) < 200:
+        for delivery in await consumer.claim(50):
+            got.append(delivery.message.body["n"])
+            await consumer.ack(delivery)
+    assert sorted(got) == list(range(200))
+
+
+async def test_what_tls_refuses_is_said(secure_url, authority, tmp_path, valkey) -> None:
+    certificate, key = authority.issue("client")
+    (tmp_path / "else").mkdir()
+    stranger = Authority(tmp_path / "else", "theirs")
+    other, other_key = stranger.issue("other")
+    cases = {
+        secure_url(ssl_certfile=certificate, ssl_keyfile=key): "not trusted; name the file of its CA by ssl_ca_certs",
+        secure_url(ssl_ca_certs=stranger.file, ssl_certfile=certificate, ssl_keyfile=key): "is not trusted",
+        secure_url(ssl_ca_certs=authority.file): "wants a client certificate; name its files by ssl_certfile",
+        secure_url(ssl_ca_certs=authority.file, ssl_certfile=other, ssl_keyfile=other_key): "does not trust the client",
+        secure_url(ssl_ca_certs=authority.file, ssl_certfile=certificate, ssl_keyfile=key).replace(
+            "127.0.0.1", "localhost"
+        ): "for another name",
+    }
+    for url, says in cases.items():
+        with pytest.raises(BusUnavailable, match=f"TLS failed: .*{says}") as caught:
+            await Bus.connect(url, HiveScope())
+        assert valkey.password not in str(caught.value)
+    with pytest.raises(BusUnavailable, match=r"no connection within 0.3 s \(or it does not speak TLS"):
+        await Bus.connect(
+            valkey.url.replace("redis://", "rediss://"), HiveScope(), pool=RedisPool(connect_timeout_seconds=0.3)
+        )
+    plain = secure_url().replace("rediss://", "redis://").rstrip("?")
+    with pytest.raises(BusUnavailable, match=r"only over TLS \(rediss://\)|closed the connection"):
+        await Bus.connect(plain, HiveScope())
+    trusting = secure_url(ssl_cert_reqs="none", ssl_certfile=certificate, ssl_keyfile=key)
+    await (await Bus.connect(trusting, HiveScope())).aclose()
