@@ -299,6 +299,9 @@ async def test_a_managed_server_is_reached_by_the_address_behind_its_service(
         await cluster.condition("AgentHive", "demo", "RedisReady", "True")
         url = await Resolver(cluster.kube, enabled=True).resolve(f"redis://demo-redis.{cluster.namespace}.svc:6379/0")
         assert url == f"redis://{ip}:6379/0"
+        several = f"redis+cluster://:p%40@demo-redis.{cluster.namespace}.svc:6379,elsewhere:7000"
+        resolved = await Resolver(cluster.kube, enabled=True).resolve(several)
+        assert resolved == f"redis+cluster://:p%40@{ip}:6379,elsewhere:7000"
     status = (await cluster.need("AgentHive", "demo"))["status"]
     assert status["redis"]["endpoint"] == f"demo-redis.{cluster.namespace}.svc:6379"
 

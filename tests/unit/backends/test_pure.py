@@ -39,6 +39,8 @@ def test_passwords_are_blotted_out() -> None:
     assert without_secret(f"cannot use {url}, pw hunter2", url) == "cannot use <url>, pw ***"
     assert without_secret("fine", "redis://h/0") == "fine"
     assert without_secret("fine", "redis://[h") == "fine"
+    several = "redis+sentinel://:hunt%40er@a,b/bus?sentinel_password=quiet"
+    assert without_secret("hunt@er hunt%40er quiet", several) == "*** *** ***"
 
 
 @pytest.mark.parametrize(
