@@ -174,6 +174,7 @@ async def test_drain_never_hands_back_the_message_of_a_running_thread(hive: Any)
         assert (await hive.bus.status("worker", message_id)).status == "pending"
     finally:
         release.set()
+        await first._worker._consumer.aclose()  # a process would end here, and its lease's thread with it
 
 
 async def test_a_result_that_redis_refused_is_told_again(hive: Any, raw: redis.asyncio.Redis) -> None:
