@@ -88,6 +88,8 @@ class Consumer:
         self._room = 0
         """Slots the last claim offered that no message has taken."""
         self._ahead = False
+        self._lost = 0
+        """Connections lost while Redis had something to answer: what was said over them is not to be heard later."""
         self._ready: list[Delivery] = []
         """Fetched ahead of the next claim."""
         self._pass_wake = False
@@ -401,6 +403,7 @@ class Consumer:
             except (ConnectionLost, BusUnavailable) as error:
                 log.warning("consumer of %s: %s", self.agent, error)
                 self._settle()
+                self._lost += 1
                 await self._reconnect()
             again = True
         turn.batch.fail(LeaseLost(ROBBED))
@@ -436,7 +439,7 @@ class Consumer:
             to_ms(messaging.status_seconds),
             messaging.max_retries,
             *self._wheel.quotas(wanted),
-            "1" if again else "0",
+            f"{int(again)}{self._lost}",
             "1" if pass_wake else "0",
             self.noted_bytes,
             *batch.arguments(now),
@@ -466,8 +469,7 @@ class Consumer:
         try:
             for lane in (4, 3, 2, 1):
                 known = await self._known_to_redis(lane)
-                for entry in known - self._held[lane]:
-                    self._end("r", lane, entry).add_done_callback(_ignore)
+                await self._hand_back_unknown(lane, known - self._held[lane])
                 forgotten = forgotten or not self._held[lane] <= known | ending[lane]
             if forgotten:
                 former = self.name
@@ -476,11 +478,22 @@ class Consumer:
         except ReplyError as error:
             await self._cure(error)
 
+    async def _hand_back_unknown(self, lane: int, unknown: set[bytes]) -> None:
+        """At once: a hand-back that waits could meet its entry again, claimed in the meantime and being handled."""
+        entries = sorted(unknown)
+        for start in range(0, len(entries), BATCH_CLAIMS):
+            endings: list[tuple[tuple[Argument, ...], asyncio.Future[None]]] = [
+                (("r", lane, entry), _done()) for entry in entries[start : start + BATCH_CLAIMS]
+            ]
+            (answer,) = await self._lane.execute([self._command(Batch([], endings), 0, False, False)])
+            if isinstance(answer, ReplyError):
+                raise answer
+
     async def _known_to_redis(self, lane: int) -> set[bytes]:
         known: set[bytes] = set()
         after = "-"
         while True:
-            call = library().call("held", self._keys.gate, self.name, str(lane), after)
+            call = library().call("held", self._keys.gate, self.name, str(lane), after, self._lost)
             (entries,) = await self._lane.execute([call])
             if isinstance(entries, ReplyError):
                 raise entries

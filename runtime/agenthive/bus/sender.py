@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +27,8 @@ BATCH_MESSAGES = 500
 HALVED_SENDERS = 32
 """From so many waiting senders on their messages go in two halves by turns: while Redis takes one, the senders of the
 other are told and make their next messages."""
+DOUBTFUL_IDS = 10_000
+"""Most ids remembered of messages whose senders were left without a clear answer."""
 BATCH_BYTES = 4 * 1024 * 1024
 """Size at which a batch is sent without looking for more."""
 
@@ -70,6 +74,11 @@ class Sender:
         self._lane = connections.lane(durable=durable)
         self._queue = queue
         self._bound = f"{queue.max_length} {queue.max_bytes}"
+        self._name = secrets.token_hex(6)
+        self._lost = 0
+        """Connections lost while Redis had something to answer."""
+        self._doubtful: dict[str, None] = {}
+        """Ids, oldest first, that may have been accepted though their senders were told an error, or went away."""
         self._outboxes: dict[str, Outbox] = {}
         self._in_flight: list[tuple[Outbox, list[Item]]] = []
         self._answered: list[tuple[Outbox, list[Item], Any]] = []
@@ -156,7 +165,8 @@ class Sender:
         self._timer = asyncio.get_running_loop().call_at(when, self._work.set)
 
     async def _deliver(self, batches: list[tuple[Outbox, list[Item]]]) -> None:
-        again = False
+        doubtful = self._doubtful
+        again = bool(doubtful) and any(item.arguments[1] in doubtful for _, batch in batches for item in batch)
         while True:
             commands = [self._command(outbox, batch, again) for outbox, batch in batches]
             try:
@@ -165,6 +175,8 @@ class Sender:
                 self._settle()
                 # A batch may be sent twice: queues know the ids they have taken, and copies of a topic go to queues.
                 again = True
+                self._lost += 1
+                self._doubt(item for _, batch in batches for item in batch)
                 reason = f"Redis at {self._lane.endpoint} cannot be reached: {error}"
                 if self._connections.breaker.open:
                     self._fail_in_flight(BusUnavailable(reason))
@@ -174,12 +186,20 @@ class Sender:
                     return
             except BusUnavailable as error:
                 self._settle()
+                self._doubt(item for _, batch in batches for item in batch)
                 self._fail_in_flight(error)
                 return
             else:
                 self._answered = [(*pair, answer) for pair, answer in zip(batches, answers, strict=True)]
                 self._in_flight = []
                 return
+
+    def _doubt(self, items: Iterable[Item]) -> None:
+        """If these are sent again, whoever does it, they may have been accepted and even handled before."""
+        for item in items:
+            self._doubtful[item.arguments[1]] = None
+        while len(self._doubtful) > DOUBTFUL_IDS:
+            del self._doubtful[next(iter(self._doubtful))]
 
     def _has_patience(self, reason: str) -> bool:
         """End the wait of senders whose deadline is over; whether others still wait. A batch is repeated whole."""
@@ -189,7 +209,8 @@ class Sender:
         return any(not item.done.done() for item in items)
 
     def _command(self, outbox: Outbox, batch: list[Item], again: bool) -> Command:
-        arguments: list[Any] = ["1" if again else "0", *(outbox.topic or (self._bound,))]
+        words = f"{int(again)}{self._lost} {self._name}"
+        arguments: list[Any] = [words, *(outbox.topic or (self._bound,))]
         for item in batch:
             arguments += item.arguments
         if outbox.topic is None:
@@ -212,6 +233,9 @@ class Sender:
             _fail(batch, BusUnavailable(f"Redis at {self._lane.endpoint} did not accept the message: {answer}"))
             return
         full = []
+        if moving:  # its master may have been lost after it took them
+            self._lost += 1
+            self._doubt(batch)
         outbox.moving = str(answer) if moving else ""
         results, *earlier = (bytes([FULL]) * len(batch) if moving else answer).split(b"\n")
         others = iter(earlier)
@@ -223,6 +247,10 @@ class Sender:
             accepted = next(others).decode() if result == DUPLICATE else item.arguments[1]
             if not item.done.done():
                 item.done.set_result(accepted)
+                if self._doubtful:
+                    self._doubtful.pop(item.arguments[1], None)
+            elif item.done.cancelled():
+                self._doubt([item])
         if full:
             loop = asyncio.get_running_loop()
             outbox.items.extendleft(reversed(full))

@@ -1,7 +1,8 @@
 -- turn: one consumer's turn at the queue, in one call: what it finished, then what it gets next.
 -- ARGV: 1 consumer, 2 lease (ms), 3 life of a status (ms), 4 max retries of messages that name none, 5-8 messages wanted
--- from lane 4, 3, 2, 1, 9 "1" if this is a repetition, 10 "1" to pass a wake-up on, 11 bytes of documents wanted of what this
--- turn gives up; from 12 acknowledgements, then other endings (finish.lua).
+-- from lane 4, 3, 2, 1, 9 "1" or "0": whether this is a repetition, and how many connections were lost ("03"), 10 "1" to
+-- pass a wake-up on, 11 bytes of documents wanted of what this turn gives up; from 12 acknowledgements, then other
+-- endings (finish.lua).
 -- Returns { refused acknowledgements, refused operations, groups, ms until this consumer must look again by itself
 -- (-1: others do), state, now, notes or none (prelude.lua) }.
 -- groups: { lane, kind, entries, attempts }: kind 0 first attempts, 1 later ones (then attempts is a list of their
@@ -232,7 +233,10 @@ end
 
 local function take_turn(keys, argv)
   local P, now = prefix_of(keys), now_ms()
-  local consumer, life, again = argv[1], tonumber(argv[3]), argv[9] == '1'
+  local consumer, life, again = argv[1], tonumber(argv[3]), string.sub(argv[9], 1, 1) == '1'
+  if fenced(P, consumer, string.sub(argv[9], 2)) then
+    return FENCED
+  end
   local lease = redis.call('ZSCORE', P .. 'consumers', consumer)
   local refused_acks, at = '', nil
   if lease then

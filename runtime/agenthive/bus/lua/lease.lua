@@ -103,9 +103,12 @@ local function reclaim(keys, argv)
   return { total, '0' }
 end
 
--- held: what the group thinks a consumer holds. ARGV: consumer, lane, entry to begin after ("-" for the first).
+-- held: what the group thinks a consumer holds, once it has lost a connection: what it said over that one, and has not
+-- been heard yet, never will be. ARGV: consumer, lane, entry to begin after ("-" for the first), connections lost.
 local function held(keys, argv)
-  local pending = redis.call('XPENDING', prefix_of(keys) .. 'q:' .. argv[2], GROUP, argv[3], '+', 1000, argv[1])
+  local P = prefix_of(keys)
+  raise_fence(P, argv[1], argv[4])
+  local pending = redis.call('XPENDING', P .. 'q:' .. argv[2], GROUP, argv[3], '+', 1000, argv[1])
   local entries = {}
   for i, item in ipairs(pending) do
     entries[i] = item[1]
@@ -128,5 +131,5 @@ end
 define('register', register, { 'allow-oom' })
 define('renew', renew, { 'allow-oom' })
 define('reclaim', reclaim, { 'allow-oom' })
-define('held', held, { 'no-writes' })
+define('held', held, { 'allow-oom' })
 define('leave', leave, { 'allow-oom' })

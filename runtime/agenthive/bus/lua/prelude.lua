@@ -25,6 +25,7 @@
 --   r:<id>        the reply to a request
 --   u:<id>        there as long as that reply is, if nobody listened for it
 --   counts        hash of what was dropped: dead_letters (by their bound), replies (their asker was gone)
+--   e:<caller>    how many connections a sender or consumer has lost, if any: see fenced
 --   every:<name>  how far a schedule is, see every.lua
 --
 -- Ownership. A claimed entry is pending in the group under its consumer's name until that consumer completes it or is
@@ -180,6 +181,23 @@ end
 local function accepted_of(entry, options)
   return options.a or string.match(entry, '^%d+')
 end
+
+-- What a caller said before it lost its connection may reach the server after what it has said since, through a proxy or
+-- as packets sent again by a slow network; by then it has been repeated. So a caller whose connection was lost raises its
+-- fence, and what comes from before it is refused. `lost` is how many connections the caller had lost when it spoke.
+local FENCE_MS = 3600000
+
+local function raise_fence(P, caller, lost)
+  if tonumber(lost) > tonumber(redis.call('GET', P .. 'e:' .. caller) or 0) then
+    redis.call('SET', P .. 'e:' .. caller, lost, 'PX', FENCE_MS)
+  end
+end
+
+local function fenced(P, caller, lost)
+  return tonumber(lost) < tonumber(redis.call('GET', P .. 'e:' .. caller) or 0)
+end
+
+local FENCED = { err = 'ERR this was said before the connection was lost, and is repeated since' }
 
 -- What one turn tells its caller beside the messages, for logs and figures: nil, or { bytes left for documents, replies
 -- that nobody heard, letters { id, document or "" for want of room, reason, error, attempts } }.

@@ -1,6 +1,7 @@
 -- send: accept messages into an agent's queue.
--- ARGV: "1" if the batch may have been accepted before (a repetition after a lost connection), bound of the queue
--- "<messages>[ <bytes>]", then per message: lane, id, JSON document, ttl (ms), options ("" for none).
+-- ARGV: "1" if the batch may have been accepted before (a repetition after a lost connection), else "0", followed, for
+-- senders that repeat, by how many connections were lost and a name of the sender ("13 0a1b"); bound of the queue
+-- "<messages>[ <bytes>]"; then per message: lane, id, JSON document, ttl (ms), options ("" for none).
 -- Returns one character per message: 1 accepted, 2 already known (accepted before), 0 or 4 refused: the queue is full
 -- of messages or of bytes, 3 not accepted, for an earlier message has its deduplication key. For each of the latter a
 -- line follows: that message's id.
@@ -47,6 +48,14 @@ end
 local function send(keys, argv)
   local P = prefix_of(keys)
   local now = now_ms()
+  local again, lost, sender = string.match(argv[1], '^(%d)(%d*) ?(%S*)$')
+  if lost ~= '' then
+    if fenced(P, sender, lost) then
+      return FENCED
+    elseif again == '1' then
+      raise_fence(P, sender, lost)
+    end
+  end
   local most, most_bytes = string.match(argv[2], '^(%d+) ?(%d*)$')
   most, most_bytes = tonumber(most), tonumber(most_bytes) or math.huge
   local ids, count, unique = {}, 0, nil
@@ -60,7 +69,7 @@ local function send(keys, argv)
     end
   end
   local known = redis.call('HMGET', P .. 'ids', unpack(ids))
-  local finals = argv[1] == '1' and finals_of(P, ids)
+  local finals = again == '1' and finals_of(P, ids)
   local takers = unique and takers_of(P, unique, now)
   local length = redis.call('HLEN', P .. 'held')
   local streams, places = {}, {}
