@@ -7,7 +7,7 @@ import asyncio
 from tests.integration.bus.faults.ledger import Sending, connected, seeded, settle, until
 
 MESSAGES = 3000
-KILLS = 8
+KILLS = 6
 PODS = ("pod-a", "pod-b", "pod-c")
 
 

@@ -14,7 +14,7 @@ from tests.integration.bus.faults.ledger import Account, Sending, connected, dra
 
 MESSAGES = 2000
 RESTARTS = 4
-DOWN_SECONDS = float(os.environ.get("AGENTHIVE_TEST_DOWN_SECONDS", "4"))
+DOWN_SECONDS = float(os.environ.get("AGENTHIVE_TEST_DOWN_SECONDS", "3"))
 """How long Redis is away; CI has less patience than the 30 s of a real outage."""
 CLEAR = re.compile(r"^Redis at redis://\S+ (cannot be reached|is down)")
 UNSYNCED_SECONDS = 2.5
