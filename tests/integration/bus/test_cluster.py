@@ -48,7 +48,7 @@ from tests.integration.bus.test_topics import (  # noqa: F401
 
 import agenthive.testing
 from agenthive import Agent, AgentMessage, Context
-from agenthive.bus import Bus, BusUnavailable
+from agenthive.bus import Bus, BusUnavailable, LetterFilter
 from agenthive.bus.cluster import slot_of
 from agenthive.bus.keys import AgentKeys
 from agenthive.settings import HiveScope, Messaging
@@ -112,6 +112,27 @@ async def test_agents_of_every_master_work_and_answer(cluster, bus, consume, mak
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_dead_letters_of_every_master(cluster, bus, consume, make, scope) -> None:
+    agents = agents_of_every_master(cluster, scope, each=1)
+    for agent in agents:
+        consumer = await consume(agent)
+        message_id = await bus.send(make(1, to=agent))
+        (delivery,) = await consumer.claim(1)
+        await consumer.reject(delivery, "no")
+        assert [status.error async for status in bus.watch(agent, message_id, 20)] == ["rejected: no"]
+        assert (await bus.dead_letter(agent, message_id)).reason == "rejected"
+        assert (await bus.redrive(agent, message_id)).done == 1
+        (delivery,) = await consumer.claim(1)
+        await consumer.reject(delivery, "no")
+    first, second, third = agents
+    report = await bus.redrive(first, LetterFilter(), to=second)
+    assert (report.done, report.refused) == (1, 0)
+    assert (await bus.purge(third, LetterFilter())).done == 1
+    found = await bus.queues(agents)
+    assert [found[agent].dead_letters for agent in agents] == [0, 1, 0]
+    assert found[second].backlog == 1
 
 
 async def test_functions_that_a_master_has_lost_are_loaded_again(cluster, bus, consume, make, scope) -> None:
