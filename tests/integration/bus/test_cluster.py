@@ -108,6 +108,11 @@ async def test_agents_of_every_master_work_and_answer(cluster, bus, consume, mak
     assert await bus.agents() == sorted(agents)
     stats = await bus.queues(agents)
     assert {stats[agent].backlog + stats[agent].in_flight for agent in agents} == {0}
+    assert (
+        {stats[agent].replies_dropped for agent in agents}
+        == {consumer.replies_dropped for consumer in consumers}
+        == {0}
+    )
     assert len(bus._sender._shards) == 3, "what goes to one master travels together"
     for task in tasks:
         task.cancel()

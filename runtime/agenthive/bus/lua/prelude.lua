@@ -203,6 +203,16 @@ local FENCED = { err = 'ERR this was said before the connection was lost, and is
 -- that nobody heard, letters { id, document or "" for want of room, reason, error, attempts } }.
 local notes = nil
 
+-- In a Cluster PUBLISH counts the listeners of its own node only, so that 0 does not mean that nobody has heard.
+local in_cluster = nil
+local function is_cluster()
+  if in_cluster == nil then
+    local answer = redis.pcall('CLUSTER', 'MYID')
+    in_cluster = not (type(answer) == 'table' and answer.err)
+  end
+  return in_cluster
+end
+
 -- Put a reply where the asking process finds it, and tell it. The payload is a message, or "!" and why there is none.
 -- A reply that nobody listens for is kept all the same, for the asker may only be between two connections; it counts as
 -- dropped until it is fetched.
@@ -212,7 +222,7 @@ local function reply(P, id, address, life, payload)
   if redis.call('PUBLISH', 'ah:{' .. hive .. '}:reply:' .. address, id) == 0
     and redis.call('SET', P .. 'u:' .. id, '', 'PX', life, 'NX') then
     redis.call('HINCRBY', P .. 'counts', 'replies', 1)
-    if notes then
+    if notes and not is_cluster() then
       notes[2] = notes[2] + 1
     end
   end
