@@ -67,6 +67,8 @@ async def test_each_of_two_agents_handles_each_message_once(bus, connect, consum
     assert seen == {agent: Counter(range(1000)) for agent in ("mailer", "indexer")}
     copied = [consumer.pump.copied["news"] for consumer in consumers]
     assert sorted(copied) == [0, 0, 1000, 1000], "one replica of each agent copies"
+    readers = Counter(task.get_name() for task in asyncio.all_tasks())
+    assert readers["agenthive-topics-mailer"] == readers["agenthive-topics-indexer"] == 1, "the others stand by"
     assert [topic.behind for topic in await bus.topics()] == [{"indexer": 0, "mailer": 0}]
 
 
