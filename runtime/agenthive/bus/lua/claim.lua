@@ -14,8 +14,12 @@ local DUE_LIMIT = 200 -- delayed messages one call makes ready
 -- An entry that is to be handed out as it is, if it has not expired: no options, all lines there.
 local PLAIN = '^%d%d%d%d%d%d%d%d%d%d%d%d%d%d\n[^\n]+\n'
 
--- Make ready what was delayed until now.
+-- Make ready what was delayed until now. Returns when the next delay ends, or nil.
 local function promote(P, now)
+  local next_due = tonumber(redis.call('ZRANGE', P .. 'delayed', 0, 0, 'WITHSCORES')[2])
+  if not next_due or next_due > now then
+    return next_due
+  end
   local due = redis.call('ZRANGEBYSCORE', P .. 'delayed', '-inf', as_ms(now), 'LIMIT', 0, DUE_LIMIT)
   for _, member in ipairs(due) do
     local lane, entry = string.match(member, '^r(%d) (%S+)$')
@@ -36,6 +40,7 @@ local function promote(P, now)
   if #due > 0 then
     redis.call('ZREM', P .. 'delayed', unpack(due))
   end
+  return tonumber(redis.call('ZRANGE', P .. 'delayed', 0, 0, 'WITHSCORES')[2])
 end
 
 local function bury_malformed(P, lane, entry, list)
@@ -182,14 +187,17 @@ local function claim_suspect(P, claim, groups)
 end
 
 -- Read the lanes: each its share first, then what the shares left over, from the highest lane down.
--- Returns the groups, how many messages are still wanted, and whether the scan was broken off.
+-- Returns the groups, how many messages are still wanted, whether the scan was broken off, and which lanes have nothing
+-- that waits.
 local function claim_messages(P, claim, quotas)
-  local groups, empty, scanned = {}, {}, 0
+  local groups, empty, unread, scanned, live = {}, {}, {}, 0, 0
   local left = quotas[1] + quotas[2] + quotas[3] + quotas[4]
-  local share = true
   for lane = 1, 4 do
-    empty[lane] = redis.call('XLEN', P .. 'q:' .. lane) == 0
+    unread[lane] = redis.call('XLEN', P .. 'q:' .. lane)
+    empty[lane] = unread[lane] == 0
+    live = live + (empty[lane] and 0 or 1)
   end
+  local share = live > 1 -- one lane alone has all of it
   claim.again = redis.call('EXISTS', P .. 'b:1', P .. 'b:2', P .. 'b:3', P .. 'b:4') > 0
   if suspects_wait(P) then
     left = left - claim_suspect(P, claim, groups)
@@ -200,7 +208,8 @@ local function claim_messages(P, claim, quotas)
       if count > 0 and not empty[lane] then
         local handed, read = claim_lane(P, lane, count, claim, groups)
         scanned = scanned + read
-        empty[lane] = read < count
+        unread[lane] = math.max(0, unread[lane] - read)
+        empty[lane] = read < count or unread[lane] == 0
         left = left - handed
       end
     end
@@ -209,7 +218,7 @@ local function claim_messages(P, claim, quotas)
   return groups, left, scanned >= SCAN_LIMIT, empty
 end
 
--- Whether anything waits in the lanes that are not known to be empty.
+-- Whether anything waits in the lanes that are not known to hold nothing.
 local function more_waits(P, empty)
   if suspects_wait(P) then
     return true
@@ -262,15 +271,15 @@ local function take_turn(keys, argv)
   if tonumber(lease) <= now then -- ran out, but nobody noticed: nothing was taken
     redis.call('ZADD', P .. 'consumers', as_ms(now + tonumber(argv[2])), consumer)
   end
-  promote(P, now)
+  local next_due = promote(P, now)
   local claim = { consumer = consumer, max_retries = tonumber(argv[4]), life = life, now = now, now_14 = as_14(now) }
   local groups, left, broken_off, empty = claim_messages(P, claim, quotas)
   if left > 0 and not broken_off then
     redis.call('DEL', P .. 'wake') -- nothing is left: whoever was to look need not
-    return { refused_acks, refused, groups, set_alarm(P, consumer, now), 0, now }
+    return { refused_acks, refused, groups, set_alarm(P, consumer, next_due, now), 0, now }
   end
   -- No free slot remains here: if more is waiting, the next idle consumer looks; and another one keeps the alarm.
-  if drop_alarm_of(P, consumer) or more_waits(P, empty) then
+  if (next_due and drop_alarm_of(P, consumer)) or more_waits(P, empty) then
     wake(P)
   end
   return { refused_acks, refused, groups, -1, (broken_off and left > 0) and 2 or 0, now }

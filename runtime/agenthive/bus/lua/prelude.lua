@@ -95,13 +95,11 @@ local function wake_by(P, due, now)
   end
 end
 
--- When the caller, about to be idle, must wake by itself: ms until the next delay ends, or -1 if others do it.
-local function set_alarm(P, consumer, now)
-  local first = redis.call('ZRANGE', P .. 'delayed', 0, 0, 'WITHSCORES')
-  if not first[2] then
+-- When the caller, about to be idle, must wake by itself: ms until the next delay ends (`due`), or -1 if others do it.
+local function set_alarm(P, consumer, due, now)
+  if not due then
     return -1
   end
-  local due = tonumber(first[2])
   local wait, value = math.max(due - now, 1), consumer
   local at, holder, deputy = string.match(redis.call('GET', P .. 'alarm') or '', '^(%d+) (%S+) ?(%S*)')
   if at and holder ~= consumer and tonumber(at) <= due and tonumber(at) > now then

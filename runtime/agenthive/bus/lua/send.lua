@@ -68,19 +68,13 @@ local function send(keys, argv)
       unique[count] = { window, key }
     end
   end
-  local known = redis.call('HMGET', P .. 'ids', unpack(ids))
+  local length = redis.call('HLEN', P .. 'ids') -- waiting, delayed and in flight
+  local known = length > 0 and redis.call('HMGET', P .. 'ids', unpack(ids)) or NO_OPTIONS
   local finals = again == '1' and finals_of(P, ids)
   local takers = unique and takers_of(P, unique, now)
-  local length = redis.call('HLEN', P .. 'held')
-  local streams, places = {}, {}
-  for _, lane in ipairs(LANES) do
-    streams[lane], places[lane] = P .. 'q:' .. lane, lane .. ' '
-    length = length + redis.call('XLEN', streams[lane])
-  end
-
   local bytes = length > 0 and tonumber(redis.call('GET', P .. 'bytes')) or 0
 
-  local results, earlier, records, changes, seen = {}, {}, {}, 0, {}
+  local results, earlier, records, changes, seen, streams = {}, {}, {}, 0, {}, {}
   local ready, earliest, full = false, nil, nil
   local like_ttl, expiry = nil, nil -- most messages of a batch expire alike
   for n = 1, count do
@@ -113,10 +107,11 @@ local function send(keys, argv)
           like_ttl, expiry = ttl, as_14(now + tonumber(ttl))
         end
         local meta = words == '' and expiry or expiry .. ' ' .. words
+        streams[lane] = streams[lane] or P .. 'q:' .. lane
         entry = redis.call('XADD', streams[lane], '*', 'm', meta .. '\n' .. id .. '\n' .. document)
         ready = true
       end
-      records[changes + 1], records[changes + 2] = id, places[lane] .. entry
+      records[changes + 1], records[changes + 2] = id, lane .. ' ' .. entry
       changes = changes + 2
       seen[id] = true
       length, bytes = length + 1, bytes + #document
