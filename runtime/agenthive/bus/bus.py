@@ -86,13 +86,14 @@ class Bus:
             connect_timeout=pool.connect_timeout_seconds,
             socket_timeout=pool.socket_timeout_seconds,
         )
-        connections = Connections(endpoint, pool)
+        messaging = messaging or Messaging()
+        connections = Connections(endpoint, pool, durable=messaging.durability == "replicated")
         try:
             await connections.prepare()
         except BaseException:
             await connections.aclose()
             raise
-        return cls(connections, scope, messaging or Messaging())
+        return cls(connections, scope, messaging)
 
     def _of(self, agent: str) -> AgentKeys:
         keys = self._keys.get(agent)
@@ -385,7 +386,7 @@ class Bus:
             to_ms(message.ttl),
             f"{packed_options(message, self.messaging)} f1".lstrip(),
         )
-        ((outcome, now),) = await self._connections.execute([command])
+        ((outcome, now),) = await self._connections.execute([command], sends=True)
         return Firing(outcome), now
 
     def consumer(

@@ -14,7 +14,7 @@ from agenthive.bus.breaker import Breaker
 from agenthive.bus.cluster import Cluster, routed
 from agenthive.bus.endpoint import Endpoint, Node, shown
 from agenthive.bus.errors import AccessDenied, BusUnavailable
-from agenthive.bus.lanes import ClusterLane, Lane, Opener, run
+from agenthive.bus.lanes import ClusterLane, Lane, Opener, confirm, run
 from agenthive.bus.library import library
 from agenthive.bus.sentinel import Sentinels
 from agenthive.bus.wire import Command, Connection, ConnectionLost, ReplyError, open_connection
@@ -49,10 +49,12 @@ class Connections:
     Args:
         endpoint: Where it is.
         policy: How many connections, how long to wait, when to stop asking.
+        durable: What is sent counts as accepted once a replica has it.
     """
 
-    def __init__(self, endpoint: Endpoint, policy: RedisPool) -> None:
+    def __init__(self, endpoint: Endpoint, policy: RedisPool, *, durable: bool = False) -> None:
         self.endpoint = endpoint
+        self.durable = durable
         self.breaker = Breaker(policy.circuit_breaker)
         self.cluster = Cluster(endpoint) if endpoint.kind == "cluster" else None
         self._policy = policy
@@ -106,28 +108,29 @@ class Connections:
                 self.cluster.outdated()
             raise BusUnavailable(f"Redis at {self.endpoint} is down: {circuit.reason}")
 
-    async def execute(self, commands: Sequence[Command], *, at: Node | None = None) -> list[Any]:
+    async def execute(self, commands: Sequence[Command], *, at: Node | None = None, sends: bool = False) -> list[Any]:
         """Run ``commands`` on a connection of the pool; who comes first is served first.
 
         In a cluster each command goes to the master that owns its key, or all to the one named by ``at``. What only
         reads is tried a second time when its connection is lost; anything else may have been done then.
+        ``sends`` says that they put messages into queues, which is to be as durable as the hive wants it.
         A cancelled caller stops waiting, the exchange itself is finished by its own task.
         Raises BusUnavailable: Redis is down, or refuses a command.
         """
         self.check()
-        task = asyncio.create_task(self._exchange(commands, at))
+        task = asyncio.create_task(self._exchange(commands, at, durable=sends and self.durable))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)
 
-    async def _exchange(self, commands: Sequence[Command], at: Node | None) -> list[Any]:
+    async def _exchange(self, commands: Sequence[Command], at: Node | None, *, durable: bool) -> list[Any]:
         repeat = library().only_reads(commands)
         while True:
             try:
                 if self.cluster is None or at is not None:
-                    answers = await self._run_at(at, commands)
+                    answers = await self._run_at(at, commands, durable=durable)
                 else:
-                    answers = await routed(self.cluster, commands, self._run_guarded)
+                    answers = await routed(self.cluster, commands, partial(self._run_guarded, durable=durable))
                 break
             except ConnectionLost as error:
                 if self.cluster is None:
@@ -141,17 +144,20 @@ class Connections:
                 raise BusUnavailable(f"Redis at {self.endpoint} refused a command: {answer}") from answer
         return answers
 
-    async def _run_at(self, node: Node | None, commands: Sequence[Command]) -> list[Any]:
+    async def _run_at(self, node: Node | None, commands: Sequence[Command], *, durable: bool) -> list[Any]:
         async with self._borrow(node) as connection:
-            return await run(connection, commands, self.endpoint.socket_timeout)
+            answers = await run(connection, commands, self.endpoint.socket_timeout)
+            if durable:
+                await confirm(connection, commands, answers, self.endpoint.socket_timeout)
+            return answers
 
-    async def _run_guarded(self, node: Node, commands: Sequence[Command], asking: bool) -> list[Any]:
+    async def _run_guarded(self, node: Node, commands: Sequence[Command], asking: bool, *, durable: bool) -> list[Any]:
         breaker = self.breaker_of(node)
         self.check(breaker)
         if asking:
             commands = [word for command in commands for word in (("ASKING",), command)]
         try:
-            answers = await self._run_at(node, commands)
+            answers = await self._run_at(node, commands, durable=durable)
         except ConnectionLost as error:
             breaker.failure(str(error))
             raise

@@ -219,7 +219,7 @@ class Letters:
             lane, milliseconds, options = _lane_ttl_options(message, ttl)
             document = message.model_copy(update={"to_agent": to}).to_json()
             arguments += (lane, letter.message_id, document, milliseconds, f"{options} f1".lstrip())
-        await self._connections.execute([library().call("send", self._keys_of(to).gate, *arguments)])
+        await self._connections.execute([library().call("send", self._keys_of(to).gate, *arguments)], sends=True)
         dead = self._keys_of(agent).dead
         (gone,) = await self._connections.execute([("XDEL", dead, *(letter.id for letter in letters))])
         report.done += gone

@@ -272,10 +272,10 @@ async def test_into_another_agents_queue(bus, consume, make, kill, claim_all, mo
     with monkeypatch.context() as cut:  # who redrives ends between the two calls
         execute = bus._connections.execute
 
-        async def no_delete(commands):
+        async def no_delete(commands, **how):
             if commands[0][0] == "XDEL":
                 raise ConnectionError
-            return await execute(commands)
+            return await execute(commands, **how)
 
         cut.setattr(bus._connections, "execute", no_delete)
         with pytest.raises(ConnectionError):

@@ -166,11 +166,13 @@ async def test_a_message_without_a_replica_is_an_error_that_says_what_to_do(sent
         assert (await bus.find("worker", "again")) is not None, "it may have been accepted, and was"
         with pytest.raises(NotReplicated):
             await bus.send(message)  # known, but still in one place only
+        with pytest.raises(NotReplicated):
+            await bus.fire("schedule", await bus.clock("worker") - 1000, make(2))
         replica.start()
         ask(replica, "REPLICAOF", "127.0.0.1", master.port)
         await until(lambda: ask(replica, "INFO", "replication")["master_link_status"] == "up", 20)
         await bus.send(message)
-        assert (await bus.queue("worker")).backlog == 301
+        assert (await bus.queue("worker")).backlog == 302
     finally:
         await bus.aclose()
 
