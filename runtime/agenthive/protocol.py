@@ -31,7 +31,7 @@ from pydantic import (
     field_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, core_schema, to_jsonable_python
+from pydantic_core import CoreSchema, PydanticSerializationError, core_schema, to_jsonable_python
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -298,7 +298,10 @@ class AgentMessage(BaseModel):
             del fields["delivery_options"]
             return orjson.dumps(fields, option=orjson.OPT_UTC_Z)
         exclude = _OPTIONS if self.delivery_options is _DEFAULT_OPTIONS else None
-        return self.__pydantic_serializer__.to_json(self, exclude_none=True, exclude=exclude)
+        try:
+            return self.__pydantic_serializer__.to_json(self, exclude_none=True, exclude=exclude)
+        except PydanticSerializationError as error:  # an unknown field, which nobody has looked at
+            raise MessageError(f"the message cannot be written as JSON: {error}") from error
 
     @classmethod
     def from_json(cls, data: bytes | bytearray | str) -> AgentMessage:

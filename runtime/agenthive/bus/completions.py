@@ -14,6 +14,8 @@ from agenthive.bus.model import Delivery
 BATCH = 500
 """Most acknowledgements, and most other endings, of one call."""
 Argument = str | bytes | int
+ACCEPTED_WORD = 16
+"""So long an option that tells when a message was accepted is nonsense (lua/prelude.lua, options_of)."""
 T = TypeVar("T")
 Done = asyncio.Future[None]
 Told = Callable[[BusError | None], None]
@@ -130,7 +132,7 @@ def tries_field(delivery: Delivery) -> str:
 def accepted_in(head: bytes) -> bytes:
     """When a message was accepted (ms), where the first line of its entry says so: it was delayed since. Else empty."""
     for word in head.split(b" ")[1:]:
-        if word.startswith(b"a"):
+        if word.startswith(b"a") and word[1:].isdigit() and len(word) < ACCEPTED_WORD:
             return word[1:]
     return b""
 

@@ -165,13 +165,18 @@ end
 -- b not_before, a accepted (where the entry's own time does not tell), r max_retries, k0 no acknowledgement,
 -- y reply address, l life of the reply, f1 not subject to the queue's bound. Only on the way to the queue: d
 -- "<window ms>:<deduplication key>", percent-encoded.
+-- A number that is none counts as absent: one entry's nonsense must not break the call that handles many.
+local NUMBERS = { a = true, b = true, l = true, r = true }
+
 local function options_of(words)
   if words == '' then
     return NO_OPTIONS
   end
   local options = {}
   for letter, value in string.gmatch(words, '(%a)(%S+)') do
-    options[letter] = value
+    if not NUMBERS[letter] or (#value < 15 and string.find(value, '^%d+$')) then
+      options[letter] = value
+    end
   end
   return options
 end
@@ -215,10 +220,11 @@ end
 -- A reply that nobody listens for is kept all the same, for the asker may only be between two connections; it counts as
 -- dropped until it is fetched.
 local function reply(P, id, address, life, payload)
-  redis.call('SET', P .. 'r:' .. id, payload, 'PX', life)
+  life = math.max(1, tonumber(life) or 60000)
+  redis.call('SET', P .. 'r:' .. id, payload, 'PX', as_ms(life))
   local hive = string.match(P, '^ah:{(.+)/[^/]+}:$')
   if redis.call('PUBLISH', 'ah:{' .. hive .. '}:reply:' .. address, id) == 0
-    and redis.call('SET', P .. 'u:' .. id, '', 'PX', life, 'NX') then
+    and redis.call('SET', P .. 'u:' .. id, '', 'PX', as_ms(life), 'NX') then
     redis.call('HINCRBY', P .. 'counts', 'replies', 1)
     if notes and not is_cluster() then
       notes[2] = notes[2] + 1
