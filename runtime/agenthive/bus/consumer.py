@@ -103,7 +103,7 @@ class Consumer:
 
     async def start(self) -> None:
         """Make the queue, take the lease, free what an earlier incarnation of the pod held. Raises BusUnavailable."""
-        await self._connections.execute([("SADD", self._agents_key, self.agent)])
+        await self._connections.execute([library().call("enlist", self._agents_key, self.agent)])
         await self._register()
         await self.pump.subscribe()
         self._lease.start()
@@ -522,7 +522,7 @@ class Consumer:
         register = library().call("register", self._keys.gate, self.name, lease)
         await self._lane.execute([register])
         self._lease.rename(self.name)
-        await self._connections.execute([("SADD", self._agents_key, self.agent)])
+        await self._connections.execute([library().call("enlist", self._agents_key, self.agent)])
 
     def _settle(self) -> None:
         """Work the last answer off, if that was not done yet: tell the callers, hand out the messages."""

@@ -51,8 +51,13 @@ class Library:
     async def load(self, connection: Connection, timeout: float) -> None:
         """Put the library into the server unless it is there. Raises ReplyError when the server refuses it."""
         (answer,) = await connection.execute([("FUNCTION", "LOAD", self.code)], timeout)
-        if isinstance(answer, ReplyError) and "already exists" not in str(answer):
-            raise answer
+        if not isinstance(answer, ReplyError) or "already exists" in str(answer):
+            return
+        if answer.code == "OOM":  # refused without a look at it; a worker that comes to drain the queues must get in
+            (found,) = await connection.execute([("FUNCTION", "LIST", "LIBRARYNAME", self.name)], timeout)
+            if found and not isinstance(found, ReplyError):
+                return
+        raise answer
 
 
 @cache

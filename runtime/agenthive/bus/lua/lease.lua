@@ -128,6 +128,13 @@ local function leave(keys, argv)
   return '0'
 end
 
+-- enlist: note that an agent has a queue. KEYS: the hive's set of agents. ARGV: agent. A function, and no SADD, for that
+-- is refused when memory is full: just when workers come to empty the queues.
+local function enlist(keys, argv)
+  return redis.call('SADD', keys[1], argv[1])
+end
+
+define('enlist', enlist, { 'allow-oom' })
 define('register', register, { 'allow-oom' })
 define('renew', renew, { 'allow-oom' })
 define('reclaim', reclaim, { 'allow-oom' })
