@@ -16,7 +16,7 @@ from dataclasses import is_dataclass
 from datetime import UTC, date, datetime
 from datetime import time as time_of_day
 from enum import Enum, IntEnum, StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
 from uuid import UUID
 
 import orjson
@@ -232,7 +232,12 @@ class DeliveryOptions(BaseModel):
         None,
         min_length=1,
         max_length=256,
-        description="Messages of one key are handled one after the other. This version refuses to send it.",
+        description="Messages of one key to one agent are handled one after the other, in order of acceptance.",
+    )
+    on_fail: Literal["continue", "halt"] | None = Field(
+        None,
+        description="With an ordering_key, when this message is given up: continue (default) with the next, or halt "
+        "the key until the dead letter is redriven or purged, or the key is resumed.",
     )
     persistent: bool = Field(True, description="False: never written to the PostgreSQL message log.")
 
@@ -241,6 +246,18 @@ class DeliveryOptions(BaseModel):
     def _order_or_delay(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and info.data.get("not_before") is not None:
             raise ValueError("ordering_key and not_before exclude each other: a delayed message has no place in order")
+        if value is not None and info.data.get("require_ack") is False:
+            raise ValueError(
+                "ordering_key and require_ack: false exclude each other: the next message of the key follows when this "
+                "one was acknowledged"
+            )
+        return value
+
+    @field_validator("on_fail")  # runs only where it is given
+    @classmethod
+    def _end_of_a_key(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and "ordering_key" in info.data and info.data["ordering_key"] is None:
+            raise ValueError("on_fail needs an ordering_key: it says what becomes of the key's later messages")
         return value
 
 

@@ -196,6 +196,9 @@ def nested(levels: int) -> dict[str, Any]:
         ({"delivery_options": {"max_retries": -1}}, "max_retries"),
         ({"delivery_options": {"not_before": datetime(2026, 1, 1)}}, "with a time zone"),
         ({"delivery_options": {"ordering_key": "k", "not_before": datetime.now(UTC)}}, "exclude each other"),
+        ({"delivery_options": {"ordering_key": "k", "require_ack": False}}, "exclude each other"),
+        ({"delivery_options": {"on_fail": "halt"}}, "needs an ordering_key"),
+        ({"delivery_options": {"ordering_key": "k", "on_fail": "stop"}}, "'continue' or 'halt'"),
         ({"delivery_options": {"retry_delay": float("inf")}}, "retry_delay"),
     ],
 )

@@ -19,6 +19,7 @@ from agenthive.bus.model import (
     DeadLetter,
     DeadLetters,
     Firing,
+    HaltedKey,
     LetterFilter,
     LetterReport,
     MessageStatus,
@@ -26,7 +27,7 @@ from agenthive.bus.model import (
     parse_stats,
     parse_status,
 )
-from agenthive.bus.policy import accepted_form, document_of, lane_of, packed_options, to_ms
+from agenthive.bus.policy import accepted_form, decoded_key, document_of, encoded_key, lane_of, packed_options, to_ms
 from agenthive.bus.pump import Pump, TopicStart
 from agenthive.bus.replies import ReplyReader
 from agenthive.bus.shards import sender_for
@@ -263,6 +264,27 @@ class Bus:
             return {}
         answers = await self._connections.execute([library().call("stats", self._of(name).gate) for name in names])
         return {name: parse_stats(name, answer) for name, answer in zip(names, answers, strict=True)}
+
+    async def halted(self, agent: str) -> list[HaltedKey]:
+        """The ordering keys of ``agent`` that are halted (``on_fail: halt``), sorted. Raises BusUnavailable."""
+        found: dict[str, HaltedKey] = {}
+        cursor = b"0"
+        while True:
+            ((cursor, page),) = await self._connections.execute([library().call("halts", self._of(agent).gate, cursor)])
+            for key, letter, waiting in page:
+                name = decoded_key(key)
+                found[name] = HaltedKey(name, letter.decode(), waiting)
+            if cursor == b"0":
+                return [found[name] for name in sorted(found)]
+
+    async def resume(self, agent: str, ordering_key: str) -> bool:
+        """Let a halted ordering key go on with the message that waits next; the dead letter stays where it is.
+
+        Returns False for a key that is not halted. Raises BusUnavailable.
+        """
+        command = library().call("resume", self._of(agent).gate, encoded_key(ordering_key))
+        (resumed,) = await self._connections.execute([command])
+        return bool(resumed)
 
     async def agents(self) -> list[str]:
         """Names of the agents that ever had a consumer in this hive, sorted. Raises BusUnavailable."""

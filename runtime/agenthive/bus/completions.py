@@ -51,6 +51,9 @@ class Batch:
         arguments += heads
         for ending, _ in self.endings:
             arguments += ending
+        for delivery in deliveries:
+            if delivery.ordering:  # in the same call: whoever dies after it leaves no key without its next message
+                arguments += ("o", delivery.lane, delivery.entry, delivery.ordering)
         return arguments
 
     def settle(self, refused_acknowledgements: bytes, refused_endings: bytes) -> None:
@@ -129,12 +132,15 @@ def tries_field(delivery: Delivery) -> str:
     return f"{delivery.lane} {delivery.entry.decode()}"
 
 
-def accepted_in(head: bytes) -> bytes:
-    """When a message was accepted (ms), where the first line of its entry says so: it was delayed since. Else empty."""
+def options_in(head: bytes) -> tuple[bytes, bytes]:
+    """When a message was accepted (ms), if the first line of its entry says so, and its ordering key; else empty."""
+    accepted = ordering = b""
     for word in head.split(b" ")[1:]:
         if word.startswith(b"a") and word[1:].isdigit() and len(word) < ACCEPTED_WORD:
-            return word[1:]
-    return b""
+            accepted = word[1:]
+        elif word.startswith(b"o"):
+            ordering = word[1:]
+    return accepted, ordering
 
 
 def _heads(deliveries: list[Delivery], now: int) -> list[Argument]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agenthive.bus.completions import ROBBED, Argument, Batch, Completions, accepted_in
+from agenthive.bus.completions import ROBBED, Argument, Batch, Completions, options_in
 from agenthive.bus.connections import Connections
 from agenthive.bus.errors import BusError, BusUnavailable, ConsumerStopped, LeaseLost
 from agenthive.bus.keys import REPLY_MARK, AgentKeys, agents_key
@@ -36,6 +36,7 @@ CLOSE_SECONDS = 5.0
 """How long closing waits for completions that Redis has not confirmed."""
 PLAIN_HEAD = 14
 """Length of an entry's first line without options."""
+NO_OPTIONS = (b"", b"")
 LATER_ATTEMPTS, ACKNOWLEDGED = 1, 2
 """Kinds of groups of claimed messages, see lua/claim.lua."""
 
@@ -580,10 +581,10 @@ class Consumer:
                     place = (lane, entry, key, attempt, now)
                     self._end("d", *place, "malformed", _shorten(str(error))).add_done_callback(_ignore)
                 continue
-            accepted = b"" if len(head) == PLAIN_HEAD else accepted_in(head)
+            accepted, ordering = NO_OPTIONS if len(head) == PLAIN_HEAD else options_in(head)
             size = len(document)
             deliveries.append(
-                Delivery(message, attempt, owner, lane, entry, key, now, accepted, acknowledged, size=size)
+                Delivery(message, attempt, owner, lane, entry, key, now, accepted, acknowledged, False, size, ordering)
             )
 
 

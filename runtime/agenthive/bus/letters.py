@@ -155,11 +155,11 @@ class Letters:
 
     async def purge(self, agent: str, chosen: Chosen, progress: Progress | None) -> LetterReport:
         """Throw letters away."""
-        report, dead = LetterReport(0), self._keys_of(agent).dead
+        report, gate = LetterReport(0), self._keys_of(agent).gate
         async for found in self._chosen(agent, chosen, report, brief=True):
             ids = [one if isinstance(one, bytes) else one.id for one in found]
             for some in batches(ids, BATCH_PURGE):
-                (gone,) = await self._connections.execute([("XDEL", dead, *some)])
+                (gone,) = await self._connections.execute([library().call("purge", gate, *some)])
                 report.done += gone
             if progress is not None:
                 progress(report)
@@ -220,8 +220,8 @@ class Letters:
             document = message.model_copy(update={"to_agent": to}).to_json()
             arguments += (lane, letter.message_id, document, milliseconds, f"{options} f1".lstrip())
         await self._connections.execute([library().call("send", self._keys_of(to).gate, *arguments)], sends=True)
-        dead = self._keys_of(agent).dead
-        (gone,) = await self._connections.execute([("XDEL", dead, *(letter.id for letter in letters))])
+        purge = library().call("purge", self._keys_of(agent).gate, *(letter.id for letter in letters))
+        (gone,) = await self._connections.execute([purge])
         report.done += gone
         if gone < len(letters):
             report.refused += len(letters) - gone

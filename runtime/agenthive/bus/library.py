@@ -12,6 +12,7 @@ from agenthive.bus.wire import Command, Connection, ReplyError
 
 FILES = (
     "prelude.lua",
+    "order.lua",
     "send.lua",
     "every.lua",
     "finish.lua",

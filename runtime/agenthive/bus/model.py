@@ -34,6 +34,8 @@ class Delivery:
     """Its owner has said how the handling ended."""
     size: int = field(default=0, repr=False)
     """Bytes of its document."""
+    ordering: bytes = field(default=b"", repr=False)
+    """Its ordering key as Redis has it, empty if it has none."""
 
 
 class PendingState(StrEnum):
@@ -47,6 +49,8 @@ class PendingState(StrEnum):
     """A consumer has it."""
     RETRYING = "retrying"
     """An attempt failed, and the time of the next one has not come."""
+    BLOCKED = "blocked"
+    """Another message of its ordering key comes first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +135,21 @@ class QueueStats:
     """Replies so far that came when their asker was gone, and that it never fetched."""
     bytes: int = 0
     """Size of the documents of all messages that are not finished: waiting, in flight and delayed."""
+    blocked: int = 0
+    """Those of the backlog that wait behind another message of their ordering key."""
+    halted: int = 0
+    """Ordering keys that a message with ``on_fail: halt``, given up, has halted."""
+
+
+@dataclass(frozen=True, slots=True)
+class HaltedKey:
+    """An ordering key of which nothing is handled until its dead letter is redriven or purged, or it is resumed."""
+
+    key: str
+    letter: str
+    """Id of the dead letter of the message that halted it."""
+    waiting: int
+    """Messages that wait behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +278,7 @@ _PENDING = {
     b"d": PendingState.DELAYED,
     b"i": PendingState.IN_FLIGHT,
     b"r": PendingState.RETRYING,
+    b"o": PendingState.BLOCKED,
 }
 
 
@@ -302,7 +322,7 @@ def parse_status(
 def parse_stats(agent: str, figures: list[int]) -> QueueStats:
     """What the function ``stats`` returned."""
     by_priority = {priority: figures[priority - 1] for priority in MessagePriority}
-    in_flight, delayed, dead, oldest, dropped, unheard, size = figures[4:]
+    in_flight, delayed, dead, oldest, dropped, unheard, size, blocked, halted = figures[4:]
     return QueueStats(
         agent,
         sum(by_priority.values()),
@@ -314,6 +334,8 @@ def parse_stats(agent: str, figures: list[int]) -> QueueStats:
         dropped,
         unheard,
         size,
+        blocked,
+        halted,
     )
 
 

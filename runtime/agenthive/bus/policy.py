@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from agenthive.protocol import AgentMessage, MessagePriority
 from agenthive.settings import Messaging, PriorityWeights
@@ -92,13 +92,7 @@ def to_ms(seconds: float) -> int:
 
 
 def accepted_form(message: AgentMessage, messaging: Messaging) -> AgentMessage:
-    """The message as it is sent: with the hive's ttl where it names none.
-
-    Raises ValueError for an option this version does not deliver, rather than to ignore it.
-    """
-    options = message.delivery_options
-    if options.ordering_key is not None:
-        raise ValueError("delivery_options.ordering_key is not supported by this version; leave it out")
+    """The message as it is sent: with the hive's ttl where it names none."""
     if "ttl" not in message.model_fields_set and message.ttl != messaging.ttl_seconds:
         return message.model_copy(update={"ttl": float(messaging.ttl_seconds)})
     return message
@@ -126,6 +120,10 @@ def packed_options(message: AgentMessage, messaging: Messaging | None = None) ->
     words = []
     if options.deduplication_key is not None and messaging is not None:
         words.append(f"d{messaging.deduplication_seconds * 1000}:{encoded_key(options.deduplication_key)}")
+    if options.ordering_key is not None:
+        words.append(f"o{encoded_key(options.ordering_key)}")
+        if options.on_fail == "halt":
+            words.append("h1")
     if options.not_before is not None:
         words.append(f"b{max(0, int(options.not_before.timestamp() * 1000))}")
     if options.max_retries is not None:
@@ -140,6 +138,11 @@ def packed_options(message: AgentMessage, messaging: Messaging | None = None) ->
 def encoded_key(key: str) -> str:
     """Any text as one word of ASCII."""
     return quote(key, safe="")
+
+
+def decoded_key(word: bytes) -> str:
+    """What ``encoded_key`` encoded."""
+    return unquote(word.decode())
 
 
 def lane_of(priority: MessagePriority) -> int:

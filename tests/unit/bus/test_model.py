@@ -87,13 +87,14 @@ def test_a_status_in_words() -> None:
 
 
 def test_figures() -> None:
-    stats = parse_stats("a", [1, 2, 3, 4, 5, 6, 7, 1767225600000, 8, 9, 10])
+    stats = parse_stats("a", [1, 2, 3, 4, 5, 6, 7, 1767225600000, 8, 9, 10, 11, 12])
     assert (stats.dead_letters_dropped, stats.replies_dropped, stats.bytes) == (8, 9, 10)
+    assert (stats.blocked, stats.halted) == (11, 12)
     assert stats.backlog == 10
     assert stats.backlog_by_priority[MessagePriority.CRITICAL] == 4
     assert (stats.in_flight, stats.delayed, stats.dead_letters) == (5, 6, 7)
     assert stats.oldest == datetime(2026, 1, 1, tzinfo=UTC)
-    assert parse_stats("a", [0, 0, 0, 0, 0, 0, 0, -1, 0, 0, 0]).oldest is None
+    assert parse_stats("a", [0, 0, 0, 0, 0, 0, 0, -1, 0, 0, 0, 0, 0]).oldest is None
 
 
 def test_dead_letters_keep_what_is_no_message() -> None:

@@ -17,6 +17,8 @@ from agenthive.bus.policy import (
     accepted_form,
     after_failure,
     backoff,
+    decoded_key,
+    encoded_key,
     lane_of,
     packed_options,
     reconnect_delay,
@@ -125,12 +127,6 @@ def test_a_message_without_ttl_takes_the_hives() -> None:
     assert accepted_form(default, Messaging()) is default
 
 
-@pytest.mark.parametrize("option", ["ordering_key"])
-def test_an_option_that_is_not_delivered_is_refused(option: str) -> None:
-    with pytest.raises(ValueError, match=f"{option} is not supported"):
-        accepted_form(make(delivery_options={option: "k"}), Messaging())
-
-
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -138,6 +134,8 @@ def test_an_option_that_is_not_delivered_is_refused(option: str) -> None:
         ({"delivery_options": {"max_retries": 0}}, "r0"),
         ({"delivery_options": {"require_ack": False}}, "k0"),
         ({"delivery_options": {"not_before": datetime(2026, 1, 1, tzinfo=UTC)}}, "b1767225600000"),
+        ({"delivery_options": {"ordering_key": "a b"}}, "oa%20b"),
+        ({"delivery_options": {"ordering_key": "k", "on_fail": "halt", "max_retries": 1}}, "ok h1 r1"),
         ({"reply_to": "@abc", "ttl": 2.5}, "yabc l2500"),
         ({"reply_to": "some-agent"}, ""),
         (
@@ -154,6 +152,14 @@ def test_a_deduplication_key_is_one_word_before_all_others_and_only_on_the_way_t
     message = make(delivery_options={"deduplication_key": "a b\n%é:", "max_retries": 1})
     assert packed_options(message, Messaging(deduplication_seconds=2)) == "d2000:a%20b%0A%25%C3%A9%3A r1"
     assert packed_options(message) == "r1"
+
+
+@pytest.mark.parametrize("key", ["a", "a b o", "\n\t\x00%", "ключ", "日" * 256, "o/:;[{"])
+def test_any_text_is_a_key(key: str) -> None:
+    word = encoded_key(key)
+    assert word.isascii()
+    assert word.split() == [word]
+    assert decoded_key(word.encode()) == key
 
 
 def test_lanes_are_priorities() -> None:

@@ -33,6 +33,11 @@ local function cancel(keys, argv)
   local _, words, _, document = split_entry(fields)
   give_back(P, #(document or ''))
   local options = options_of(words or '')
+  if options.o and entry == '-' then
+    leave_line(P, options.o, id, lane)
+  elseif options.o then
+    finished_in_order(P, options.o, lane, entry)
+  end
   if options.y then
     reply(P, id, options.y, options.l, '!' .. argv[2])
   end

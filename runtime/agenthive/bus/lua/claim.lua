@@ -29,11 +29,7 @@ local function promote(P, now)
       local id = string.sub(member, 2)
       local packed = redis.call('HGET', P .. 'held', id)
       if packed then
-        lane = string.sub(packed, 1, 1)
-        entry = redis.call('XADD', P .. 'q:' .. lane, '*', 'm', string.sub(packed, 2))
-        local accepted = string.match(redis.call('HGET', P .. 'ids', id) or '', '%d+$') or as_ms(now)
-        redis.call('HSET', P .. 'ids', id, lane .. ' ' .. entry .. ' ' .. accepted)
-        redis.call('HDEL', P .. 'held', id)
+        enter_queue(P, id, packed, now)
       end
     end
   end
@@ -94,6 +90,9 @@ local function admit(P, lane, entries, tries, claim, groups)
         local group = later
         if options.k then
           remove(P, lane, entry, id, #document)
+          if options.o then
+            finished_in_order(P, options.o, lane, entry)
+          end
           keep_final(P, id, table.concat({
             'd', as_ms(claim.now), as_ms(claim.now), attempts, accepted_of(entry, options),
           }, ' '), claim.now, claim.life)

@@ -23,8 +23,10 @@ end
 
 local NOTED = { expired = true, crashed = true, malformed = true } -- the reasons that no handler gave
 
+-- Returns the letter's id.
 local function write_dead_letter(P, id, document, reason, problem, attempts)
-  redis.call('XADD', P .. 'dead', '*', 'i', id, 'm', document, 'reason', reason, 'error', problem, 'attempts', attempts)
+  local letter = redis.call('XADD', P .. 'dead', '*', 'i', id, 'm', document, 'reason', reason, 'error', problem,
+    'attempts', attempts)
   local dropped = redis.call('XTRIM', P .. 'dead', 'MAXLEN', '~', DEAD_LIMIT)
   if dropped > 0 then
     redis.call('HINCRBY', P .. 'counts', 'dead_letters', dropped)
@@ -36,6 +38,7 @@ local function write_dead_letter(P, id, document, reason, problem, attempts)
     notes[1] = notes[1] - #document
     table.insert(notes[3], { id, document, reason, problem, attempts })
   end
+  return letter
 end
 
 -- Give a message up: dead letter, final status, and word to whoever asked. `fields` is the entry's list of fields.
@@ -43,11 +46,14 @@ local function bury(P, lane, entry, fields, reason, problem, attempts, claimed, 
   local _, words, id, document = split_entry(fields)
   local options = options_of(words)
   local first, last = string.match(redis.call('HGET', P .. 'past', lane .. ' ' .. entry) or '', '^(%d+) (%d+)')
-  write_dead_letter(P, id, document, reason, problem, attempts)
+  local letter = write_dead_letter(P, id, document, reason, problem, attempts)
   if options.y then
     reply(P, id, options.y, options.l, '!' .. reason .. ': ' .. problem)
   end
   remove(P, lane, entry, id, #document)
+  if options.o then
+    given_up_in_order(P, options, lane, entry, letter)
+  end
   local code = reason == 'expired' and 'e' or 'f'
   keep_final(P, id, table.concat({
     code, as_ms(now), claimed == '0' and last or claimed, attempts,
@@ -146,14 +152,15 @@ local function refused_acknowledgements(P, argv, at, again)
   return table.concat(refused, ' '), from + total + 3 * argv[at + 5]
 end
 
-local WIDTH = { p = 5, f = 8, d = 8, r = 3 }
+local WIDTH = { p = 5, f = 8, d = 8, r = 3, o = 4 }
 
 -- The other endings, from `at` to the end of argv:
 --   p id address life reply                              answer a request
 --   f lane entry id attempts claimed delay(ms) error     retry after delay
 --   d lane entry id attempts claimed reason error        dead letter
 --   r lane entry                                         hand back, not an attempt
--- Each but the first is checked against the group; in a repetition (`again`) what is no longer ours was done before.
+--   o lane entry key                                     one of the messages just acknowledged has this ordering key
+-- Each but the first and the last is checked against the group; in a repetition (`again`) what is no longer ours was done before.
 -- Returns the numbers (from 0) of the operations that were refused, as text.
 local function finish(P, argv, at, consumer, robbed, again, now, life)
   local refused, number, last = {}, 0, #argv
@@ -164,6 +171,8 @@ local function finish(P, argv, at, consumer, robbed, again, now, life)
       refused[#refused + 1] = number
     elseif code == 'p' then
       reply(P, argv[at + 1], argv[at + 2], argv[at + 3], argv[at + 4])
+    elseif code == 'o' then
+      finished_in_order(P, argv[at + 3], lane, entry)
     elseif #redis.call('XPENDING', P .. 'q:' .. lane, GROUP, entry, entry, 1, consumer) == 0 then
       if not again then
         refused[#refused + 1] = number

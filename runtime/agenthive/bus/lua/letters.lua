@@ -78,7 +78,15 @@ local function redrive(keys, argv)
       local lane, words = argv[at + 2], argv[at + 4]
       local meta = as_14(now + tonumber(argv[at + 3])) .. (words == '' and '' or ' ' .. words)
       local document = fields_of(letter[2]).m
-      local entry = redis.call('XADD', P .. 'q:' .. lane, '*', 'm', meta .. '\n' .. id .. '\n' .. document)
+      local key, entry = options_of(words).o, nil
+      if key then
+        if redis.call('HGET', P .. 'halting', argv[at]) == key then
+          end_halt(P, key, argv[at]) -- its message goes before all that wait
+        end
+        entry = add_in_order(P, key, id, lane, meta, document, now)
+      else
+        entry = redis.call('XADD', P .. 'q:' .. lane, '*', 'm', meta .. '\n' .. id .. '\n' .. document)
+      end
       size = size + #document
       redis.call('HSET', P .. 'ids', id, lane .. ' ' .. entry)
       redis.call('XDEL', P .. 'dead', argv[at])

@@ -1,10 +1,11 @@
 -- Looking at a queue, and fetching replies.
 
 -- stats: returns { waiting in lane 1, 2, 3, 4, in flight, delayed, dead letters, when the oldest waiting was accepted,
--- dead letters dropped, replies dropped, bytes of documents }.
+-- dead letters dropped, replies dropped, bytes of documents, those of the waiting that wait behind another one of their
+-- ordering key, halted ordering keys }.
 local function stats(keys)
   local P = prefix_of(keys)
-  local result, flight, oldest, total = {}, 0, nil, redis.call('HLEN', P .. 'held')
+  local result, flight, oldest, behind, total = {}, 0, nil, 0, redis.call('HLEN', P .. 'held')
   for lane = 1, 4 do
     local stream = P .. 'q:' .. lane
     local length = redis.call('XLEN', stream)
@@ -36,7 +37,13 @@ local function stats(keys)
         oldest = math.min(oldest or at, at)
       end
     end
-    result[lane] = math.max(0, length - pending) + again
+    local blocked = redis.call('ZCARD', P .. 'w:' .. lane)
+    if blocked > 0 then
+      behind = behind + blocked
+      local at = tonumber(redis.call('ZRANGE', P .. 'w:' .. lane, 0, 0, 'WITHSCORES')[2])
+      oldest = math.min(oldest or at, at)
+    end
+    result[lane] = math.max(0, length - pending) + again + blocked
   end
   result[5] = flight
   result[6] = redis.call('ZCARD', P .. 'delayed')
@@ -45,12 +52,13 @@ local function stats(keys)
   local dropped = redis.call('HMGET', P .. 'counts', 'dead_letters', 'replies')
   result[9], result[10] = tonumber(dropped[1] or 0), tonumber(dropped[2] or 0)
   result[11] = total > 0 and tonumber(redis.call('GET', P .. 'bytes')) or 0
+  result[12], result[13] = behind, redis.call('HLEN', P .. 'halted')
   return result
 end
 
 -- Where a message that is not finished is, from its place in `ids`: { how it waits, when it was claimed, when its delay
 -- ends } with -1 for a time there is none of. How: w it waits to be claimed, d not_before has not come, i a consumer has
--- it, r the time of its next attempt has not come.
+-- it, r the time of its next attempt has not come, o another one of its ordering key comes first.
 local function whereabouts(P, id, lane, entry, now)
   local how, member = 'd', 'h' .. id
   if entry ~= '-' then
@@ -62,7 +70,11 @@ local function whereabouts(P, id, lane, entry, now)
     end
     how, member = 'r', 'r' .. lane .. ' ' .. entry
   end
-  local due = tonumber(redis.call('ZSCORE', P .. 'delayed', member) or 0)
+  local due = redis.call('ZSCORE', P .. 'delayed', member)
+  if entry == '-' and not due then
+    return 'o', -1, -1
+  end
+  due = tonumber(due or 0)
   if due <= now then -- whoever claims next makes it ready
     return 'w', -1, -1
   end

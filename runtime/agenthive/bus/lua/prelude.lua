@@ -12,7 +12,8 @@
 --   tries         hash, "<lane> <entry>" -> attempts that failed or crashed, of messages that had one
 --   past          hash, "<lane> <entry>" -> "<first claimed> <last claimed> <crashes>", of the same messages
 --   delayed       sorted set by due time of what must wait: "r<lane> <entry>" (a retry) or "h<id>" (in held)
---   held          hash, message id -> packed entry, of messages whose not_before has not come
+--   held          hash, message id -> packed entry ("<lane><field m>"), of messages whose not_before has not come or
+--                 that wait behind another one of their ordering key (those keys: order.lua)
 --   bytes         size of the documents in q and held, i.e. of every message that is not finished
 --   consumers     sorted set, consumer -> when its lease runs out (ms)
 --   robbed        set of consumers that lost their lease and whose entries are being returned
@@ -163,7 +164,8 @@ end
 
 -- Options of an entry: words of one letter and a value.
 -- b not_before, a accepted (where the entry's own time does not tell), r max_retries, k0 no acknowledgement,
--- y reply address, l life of the reply, f1 not subject to the queue's bound. Only on the way to the queue: d
+-- y reply address, l life of the reply, f1 not subject to the queue's bound. o ordering key and h1 on_fail: halt.
+-- Only on the way to the queue: d
 -- "<window ms>:<deduplication key>", percent-encoded.
 -- A number that is none counts as absent: one entry's nonsense must not break the call that handles many.
 local NUMBERS = { a = true, b = true, l = true, r = true }

@@ -97,7 +97,7 @@ local function send(keys, argv)
         words = string.match(words, '^%S+ ?(.*)$')
       end
       local due = options.b and tonumber(options.b) or 0
-      local entry
+      local entry, now_ready
       if due > now then
         hold(P, id, lane, document, as_14(due + tonumber(ttl)) .. ' ' .. words, due, now)
         entry = '- ' .. as_ms(now)
@@ -107,9 +107,13 @@ local function send(keys, argv)
           like_ttl, expiry = ttl, as_14(now + tonumber(ttl))
         end
         local meta = words == '' and expiry or expiry .. ' ' .. words
-        streams[lane] = streams[lane] or P .. 'q:' .. lane
-        entry = redis.call('XADD', streams[lane], '*', 'm', meta .. '\n' .. id .. '\n' .. document)
-        ready = true
+        if options.o then
+          entry, now_ready = add_in_order(P, options.o, id, lane, meta, document, now)
+        else
+          streams[lane] = streams[lane] or P .. 'q:' .. lane
+          entry, now_ready = redis.call('XADD', streams[lane], '*', 'm', meta .. '\n' .. id .. '\n' .. document), true
+        end
+        ready = ready or now_ready
       end
       records[changes + 1], records[changes + 2] = id, lane .. ' ' .. entry
       changes = changes + 2
