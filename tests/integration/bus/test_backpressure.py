@@ -133,6 +133,7 @@ async def test_every_way_out_of_the_queue_gives_its_bytes_back(connect, consume,
     assert await left() == 700
     expires = of_size(make, 900).model_copy(update={"ttl": 0.001})
     await bus.send(expires)
+    await asyncio.sleep(0.005)
     claim_nothing = asyncio.create_task(consumer.claim(1))
     await until(lambda: bus.find("worker", expires.message_id))
 

@@ -273,7 +273,7 @@ async def test_into_another_agents_queue(bus, consume, make, kill, claim_all, mo
         execute = bus._connections.execute
 
         async def no_delete(commands, **how):
-            if commands[0][0] == "XDEL":
+            if commands[0][1].endswith("_purge"):
                 raise ConnectionError
             return await execute(commands, **how)
 
