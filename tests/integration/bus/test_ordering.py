@@ -224,6 +224,23 @@ async def test_a_blocked_message_whose_time_ends_expires_when_its_turn_comes(ord
     assert numbers([delivery]) == [2]
 
 
+@pytest.mark.parametrize("alone", [True, False])
+async def test_a_long_line_of_expired_messages_is_passed_without_a_pause(ordered, make, no_fallback, alone) -> None:
+    bus, consumer, other = ordered
+    await bus.send(make(0, delivery_options=of("k")))
+    late = [make(n, ttl=0.05, priority=1 + n % 4, delivery_options=of("k")) for n in range(1, 1200)]
+    await asyncio.gather(*(bus.send(message) for message in late))
+    await bus.send(make(2000, priority=4, delivery_options=of("k")))
+    (delivery,) = await consumer.claim(10)
+    waiting = None if alone else asyncio.create_task(other.claim(1))
+    await asyncio.sleep(0.06)
+    await consumer.ack(delivery)
+    async with asyncio.timeout(10):
+        (delivery,) = await (waiting or consumer.claim(1))
+    assert numbers([delivery]) == [2000]
+    assert (await bus.queue("worker")).dead_letters == len(late)
+
+
 async def test_an_answer_that_was_lost_lets_no_second_message_of_a_key_out(ordered, make) -> None:
     from agenthive.bus.wire import ConnectionLost
 

@@ -185,11 +185,23 @@ local function claim_suspect(P, claim, groups)
   return 0
 end
 
+-- What was given up while the lanes were read may have made the next message of its ordering key ready, in any lane.
+local function note_moves(P, unread, empty)
+  if order_moved then
+    for lane = 1, 4 do
+      unread[lane] = redis.call('XLEN', P .. 'q:' .. lane)
+      empty[lane] = unread[lane] == 0
+    end
+    order_moved = false
+  end
+end
+
 -- Read the lanes: each its share first, then what the shares left over, from the highest lane down.
 -- Returns the groups, how many messages are still wanted, whether the scan was broken off, and which lanes have nothing
 -- that waits.
 local function claim_messages(P, claim, quotas)
   local groups, empty, unread, scanned, live = {}, {}, {}, 0, 0
+  order_moved = false
   local left = quotas[1] + quotas[2] + quotas[3] + quotas[4]
   for lane = 1, 4 do
     unread[lane] = redis.call('XLEN', P .. 'q:' .. lane)
@@ -200,6 +212,7 @@ local function claim_messages(P, claim, quotas)
   claim.again = redis.call('EXISTS', P .. 'b:1', P .. 'b:2', P .. 'b:3', P .. 'b:4') > 0
   if suspects_wait(P) then
     left = left - claim_suspect(P, claim, groups)
+    note_moves(P, unread, empty)
   end
   while left > 0 and scanned < SCAN_LIMIT and not (empty[1] and empty[2] and empty[3] and empty[4]) do
     for lane = 4, 1, -1 do
@@ -213,6 +226,7 @@ local function claim_messages(P, claim, quotas)
       end
     end
     share = false
+    note_moves(P, unread, empty)
   end
   return groups, left, scanned >= SCAN_LIMIT, empty
 end

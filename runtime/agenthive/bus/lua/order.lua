@@ -40,6 +40,8 @@ local function leave_line(P, key, id, lane)
   redis.call('ZREM', P .. 'w:' .. lane, id)
 end
 
+local order_moved = false -- whether a lane got a message since this was last set
+
 -- Make the next message of a key ready, or forget the key.
 local function next_in_order(P, key)
   local id = redis.call('ZPOPMIN', P .. 'o:' .. key)[1]
@@ -49,6 +51,7 @@ local function next_in_order(P, key)
       redis.call('ZREM', P .. 'w:' .. string.sub(packed, 1, 1), id)
       redis.call('HSET', P .. 'busy', key, enter_queue(P, id, packed, now_ms()))
       wake(P)
+      order_moved = true
       return
     end
     id = redis.call('ZPOPMIN', P .. 'o:' .. key)[1]
