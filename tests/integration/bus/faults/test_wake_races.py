@@ -27,7 +27,7 @@ from agenthive.settings import Messaging
 
 RACES = 1000
 MOST_SECONDS = 0.1
-STALL_SECONDS = 0.01
+STALL_SECONDS = 0.005
 """A heartbeat later than this was held up by the machine."""
 VICTIMS = 3
 PODS = ("process-a", "process-b")
