@@ -18,6 +18,7 @@ COMMANDS = {
     "db": "agenthive.cli.db:db",
     "dlq": "agenthive.cli.letters:dlq",
     "publish": "agenthive.cli.topics:publish",
+    "resume": "agenthive.cli.ordering:resume",
     "run": "agenthive.cli.run:run",
     "send": "agenthive.cli.messages:send",
     "status": "agenthive.cli.queues:status",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 import orjson
@@ -87,6 +87,11 @@ def _check_name(_: click.Context, param: click.Parameter, value: str) -> str:
     "--ttl", type=click.FloatRange(min=0, min_open=True), help="Seconds until it expires. Default: the hive's."
 )
 @click.option("--delay", type=click.FloatRange(min=0), help="Seconds before it may be handled.")
+@click.option("--ordering-key", metavar="KEY", help="Handled after all earlier messages of KEY.")
+@click.option(
+    "--on-fail", type=click.Choice(("continue", "halt")), help="If it is given up: go on with KEY, or halt KEY."
+)
+@click.option("--deduplication-key", metavar="KEY", help="Not sent if one of KEY was a short while ago.")
 @click.option("--wait", is_flag=True, help="Wait until it is handled; exit code 1 if it failed or expired.")
 @click.option("--timeout", type=click.FloatRange(min=0), default=60.0, show_default=True, help="For --wait, seconds.")
 @connection_options
@@ -118,6 +123,9 @@ def message_from(
     max_retries: int | None,
     ttl: float | None = None,
     delay: float | None = None,
+    ordering_key: str | None = None,
+    on_fail: Literal["continue", "halt"] | None = None,
+    deduplication_key: str | None = None,
 ) -> AgentMessage:
     """The message the options describe.
 
@@ -127,7 +135,11 @@ def message_from(
     from agenthive.protocol import AgentMessage, DeliveryOptions, MessagePriority  # noqa: PLC0415 - pydantic
 
     options = DeliveryOptions(
-        max_retries=max_retries, not_before=datetime.now(UTC) + timedelta(seconds=delay) if delay else None
+        max_retries=max_retries,
+        not_before=datetime.now(UTC) + timedelta(seconds=delay) if delay else None,
+        ordering_key=ordering_key,
+        on_fail=on_fail,
+        deduplication_key=deduplication_key,
     )
     fields: dict[str, Any] = {} if message_id is None else {"message_id": message_id}
     return AgentMessage(

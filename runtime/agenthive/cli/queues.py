@@ -54,7 +54,7 @@ async def _queues(chosen: Chosen, agent: str | None) -> None:
         print_json([queue_document(name, queue) for name, queue in queues.items()])
         return
     print_table(
-        ("AGENT", "BACKLOG#", "IN FLIGHT#", "DELAYED#", "DEAD LETTERS#", "OLDEST#", "SIZE#"),
+        ("AGENT", "BACKLOG#", "IN FLIGHT#", "DELAYED#", "DEAD LETTERS#", "OLDEST#", "SIZE#", "HALTED#"),
         [
             (
                 name,
@@ -64,6 +64,7 @@ async def _queues(chosen: Chosen, agent: str | None) -> None:
                 queue.dead_letters,
                 ago(queue.oldest),
                 size(queue.bytes),
+                queue.halted,
             )
             for name, queue in queues.items()
         ],
@@ -89,6 +90,8 @@ def queue_document(agent: str, queue: QueueStats) -> dict[str, Any]:
         "replies_dropped": queue.replies_dropped,
         "oldest": queue.oldest,
         "bytes": queue.bytes,
+        "blocked": queue.blocked,
+        "halted_keys": queue.halted,
     }
 
 

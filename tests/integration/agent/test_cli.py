@@ -132,7 +132,7 @@ def test_status_and_dead_letters_of_the_hive(cli: Cli) -> None:
     heading, row = out.splitlines()
     assert code == 0
     assert heading.split("  ")[0] == "AGENT"
-    assert row.split() == ["worker", "0", "0", "0", "1", "-", "0B"]
+    assert row.split() == ["worker", "0", "0", "0", "1", "-", "0B", "0"]
     code, out, _ = cli("dlq", "list", "worker")
     assert "doomed" in out
     assert "no [bold]way[/bold]" in out
@@ -140,6 +140,26 @@ def test_status_and_dead_letters_of_the_hive(cli: Cli) -> None:
     (letter,) = json.loads(out)
     assert (letter["message"]["message_id"], letter["reason"], letter["attempts"]) == ("doomed", "rejected", 1)
     assert cli("dlq", "list", "worker", "--after", letter["id"])[2] == "worker has no dead letters\n"
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_halted_key_is_listed_and_resumed(cli: Cli) -> None:
+    assert cli("resume", "worker") == (0, "", "worker has no halted ordering keys\n")
+    key = ("--ordering-key", "order 17")
+    assert cli("send", "worker", "bad", "--wait", *key, "--on-fail", "halt")[0] == 1
+    assert cli("send", "worker", "echo", "--id", "later", *key)[0] == 0
+    assert "blocked" in cli("status", "worker", "later")[1]
+    assert cli("status")[1].splitlines()[1].split()[-1] == "1"
+    _, row = cli("resume", "worker")[1].splitlines()
+    assert row.split()[:3] == ["order", "17", "1"]
+    assert cli("resume", "worker", "order 17") == (0, "order 17 goes on\n", "")
+    code, _, err = cli("resume", "worker", "order 17")
+    assert code == 1
+    assert "is not halted" in err
+    assert "delivered" in cli("watch", "worker", "later")[1]
+    code, _, err = cli("send", "worker", "echo", "--on-fail", "halt")
+    assert code != 0
+    assert "on_fail needs an ordering_key" in err
 
 
 def test_an_empty_hive_says_so(cli: Cli, unique: str) -> None:
