@@ -199,7 +199,7 @@ class Pump:
 
     async def _copy(self, topic: str, entries: list[LogEntry], cursors: dict[str, bytes]) -> None:
         """Copy ``entries``; a full queue is waited for as long as it takes: the log keeps them until its retention."""
-        delay = 0.0
+        delay, waited = 0.0, False
         while entries:
             (answer,) = await self._connections.execute([self._copy_command(topic, entries)])
             cursor, dealt, copies, missed, full = answer
@@ -215,11 +215,12 @@ class Pump:
                 )  # fmt: skip
             entries = entries[dealt:]
             if full != b"1":
-                if topic in self._full:
+                if topic in self._full and not waited:  # else the queue may well be full again at once
                     self._full.discard(topic)
                     log.info("the queue of %s has room again for topic %s", self.agent, topic)
                 delay = 0.0
                 continue
+            waited = True
             if topic not in self._full:
                 self._full.add(topic)
                 log.warning("the queue of %s is full; what is published to %s waits in the topic", self.agent, topic)
