@@ -146,12 +146,12 @@ class Worker:
     async def _claim_loop(self) -> None:
         delay = FIRST_DELAY
         while not self._stop.is_set():
-            free = min(self._concurrency - self.running, self._unsettled_limit - len(self._runs))
+            free = self._free()
             if free <= 0:
                 await self._next_change()
                 continue
             try:
-                deliveries = await self._consumer.claim(free, ahead=True)
+                deliveries = await self._consumer.claim(free, free=self._free)
             except ConsumerStopped:
                 return
             except BusError as error:
@@ -163,6 +163,10 @@ class Worker:
             self._figures.claimed += len(deliveries)
             for delivery in deliveries:
                 self._start(delivery)
+
+    def _free(self) -> int:
+        """Messages that may be claimed now."""
+        return min(self._concurrency - self.running, self._unsettled_limit - len(self._runs))
 
     async def _next_change(self) -> None:
         self._change_wanted = True

@@ -86,9 +86,13 @@ class Consumer:
         """Entries of each lane that are ours to complete."""
         self._clock: tuple[int, float] = (0, 0.0)
         self._claim: asyncio.Future[list[Delivery]] | None = None
-        self._room = 0
-        """Slots the last claim offered that no message has taken."""
-        self._ahead = False
+        self._slots = 0
+        """What the claim that waits asks for."""
+        self._free: Callable[[], int] | None = None
+        self._handed = 0
+        """Messages that the last claim returned: its caller cannot count them before the next one."""
+        self._coming = 0
+        """Messages of the last answer, as long as it is not worked off."""
         self._lost = 0
         """Connections lost while Redis had something to answer: what was said over them is not to be heard later."""
         self._ready: list[Delivery] = []
@@ -170,11 +174,11 @@ class Consumer:
 
     # --- claiming
 
-    async def claim(self, slots: int, *, ahead: bool = False) -> list[Delivery]:
+    async def claim(self, slots: int, *, free: Callable[[], int] | None = None) -> list[Delivery]:
         """At least one message and at most ``slots``; waits until there is one. One claim at a time.
 
-        With ``ahead`` the slots that this claim leaves free may be filled before the next claim asks for them, which
-        then gets those messages without a wait.
+        With ``free``, which tells at any time how many slots are, messages are fetched for slots that are free before
+        the next claim asks for them; it gets those without a wait.
 
         Raises ConsumerStopped. A cancelled claim loses nothing: what it would have got goes back at once.
         """
@@ -184,10 +188,10 @@ class Consumer:
             raise ValueError(f"slots is {slots}; claim at least one message")
         if self._claim is not None and not self._claim.done():
             raise RuntimeError("another claim of this consumer is waiting; use one claim at a time")
-        self._room, self._ahead = slots, ahead
+        self._slots, self._free, self._handed = slots, free, 0
         if self._ready:
             ready, self._ready = self._ready[:slots], self._ready[slots:]
-            self._room -= len(ready)
+            self._handed = len(ready)
             return ready
         claim: asyncio.Future[list[Delivery]] = asyncio.get_running_loop().create_future()
         self._claim = claim
@@ -349,13 +353,19 @@ class Consumer:
         """What there is to say and to ask, if anything."""
         if self._claim is not None and self._claim.done():  # its caller was cancelled
             self._no_claim()
-        asking = self._claim is not None and not self._parking.parked and not self._stopping
+        asking = self._claim is not None and not self._parking.parked and not self._stopping and self._room() > 0
         return self._compose(asking) if self._completions or self._pass_wake or asking else None
 
     def _compose(self, asking: bool) -> _Turn:
-        turn = _Turn(self._completions.take(), self._share(self._room) if asking else 0, self._pass_wake)
+        turn = _Turn(self._completions.take(), self._share(self._room()) if asking else 0, self._pass_wake)
         self._pass_wake = False
         return turn
+
+    def _room(self) -> int:
+        """Slots that neither have a message nor are going to have one of those that are here."""
+        if self._free is None:
+            return self._slots if self._claim is not None else 0
+        return self._free() - self._handed - len(self._ready) - self._coming
 
     async def _take(self, turn: _Turn) -> _Turn | None:
         """Perform ``turn``. Returns the one that follows at once, if there is room for more.
@@ -371,9 +381,8 @@ class Consumer:
         self._answered = (turn, answer)
         if self._claim is not None and self._claim.done():
             self._no_claim()
-        got = _count(groups)
-        self._room -= got
-        if state == 0 and self._ahead and 0 < got == turn.wanted and self._room > 0 and not self._stopping:
+        got = self._coming = _count(groups)
+        if state == 0 and self._free and 0 < got == turn.wanted and self._room() > 0 and not self._stopping:
             return self._compose(asking=True)
         self._settle()
         if state == 1:
@@ -413,7 +422,7 @@ class Consumer:
 
     def _no_claim(self) -> None:
         """Nobody asks: what comes without having been asked for goes back."""
-        self._claim, self._room, self._ahead = None, 0, False
+        self._claim, self._free = None, None
 
     def _return_ready(self) -> None:
         for delivery in self._ready:
@@ -529,7 +538,7 @@ class Consumer:
         """Work the last answer off, if that was not done yet: tell the callers, hand out the messages."""
         if self._answered is None:
             return
-        (turn, answer), self._answered = self._answered, None
+        (turn, answer), self._answered, self._coming = self._answered, None, 0
         refused_acknowledgements, refused_endings, groups, _, _, now, *notes = answer
         for lane, entries in turn.batch.places():
             self._held[lane].difference_update(entries)
@@ -539,18 +548,16 @@ class Consumer:
         deliveries: list[Delivery] = []
         for group in groups:
             self._read(group, now, deliveries)
-        self._room += _count(groups) - len(deliveries)
         if not deliveries:
             return
         self._wheel.advance(len(deliveries))
         claim, self._claim = self._claim, None
         if claim is not None and not claim.done():
-            if not self._ahead:
-                self._room = 0
+            self._handed = len(deliveries)
             claim.set_result(deliveries)
             return
         self._ready += deliveries
-        if self._stopping or not self._ahead or claim is not None:
+        if self._stopping or self._free is None or claim is not None:
             self._return_ready()
 
     def _tell(self, _: int, replies: int, letters: list[Any]) -> None:

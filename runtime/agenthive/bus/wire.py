@@ -92,16 +92,13 @@ class Connection(asyncio.Protocol):
     ) -> list[Any]:
         """Send ``commands`` in one write and wait at most ``timeout`` seconds for all their answers.
 
-        An answer that is an error is returned as a ReplyError. ``meanwhile`` is called once the commands are on their
-        way. Raises ConnectionLost.
+        An answer that is an error is returned as a ReplyError. ``meanwhile`` is called while the server works; it must
+        not raise. Raises ConnectionLost.
         """
         self.write(commands)
         if meanwhile is not None:
-            try:
-                meanwhile()
-            except BaseException:
-                self.abort()  # nobody is going to read the answers
-                raise
+            # Not at once: uvloop sends what was written when this turn of the loop ends.
+            asyncio.get_running_loop().call_soon(meanwhile)
         return await self.receive(len(commands), timeout)
 
     def write(self, commands: Iterable[Command]) -> None:
