@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import re
 from collections.abc import Awaitable, Callable
@@ -90,8 +91,11 @@ async def test_redis_away_for_a_while(own_valkey, scope, messaging, fleet, recor
         workers.start(pod)
     async with connected(own_valkey.url, scope, messaging, failures=3) as bus:
         sending = Sending(bus)
+        first = itertools.count(MESSAGES)
+        while len(workers.serving()) < 2:
+            await sending.send([next(first)])
         sent = sending.start(MESSAGES, 50, pace=0.05, body=lambda n: {"seconds": n % 5 / 100})
-        await until(lambda: len(workers.serving()) == 2, "both serve")
+        await until(lambda: len(sending.accepted) >= 100, "some are accepted")
         await shut_down(own_valkey)
         await asyncio.sleep(DOWN_SECONDS)
         assert sending.errors, "senders were left without an answer"
