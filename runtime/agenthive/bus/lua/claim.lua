@@ -29,7 +29,7 @@ local function promote(P, now)
       local id = string.sub(member, 2)
       local packed = redis.call('HGET', P .. 'held', id)
       if packed then
-        enter_queue(P, id, packed, now)
+        enter_queue(P, id, packed)
       end
     end
   end

@@ -8,12 +8,12 @@
 --   halting   hash, dead letter -> ordering key
 -- Keys are percent-encoded.
 
--- Take a message that waits in `held` into its stream. `packed` is what stands there. Returns its place, "<lane> <entry>".
-local function enter_queue(P, id, packed, now)
+-- Take a message that waits in `held` into its stream. `packed` is what stands there; its options say when it was
+-- accepted. Returns its place, "<lane> <entry>".
+local function enter_queue(P, id, packed)
   local lane = string.sub(packed, 1, 1)
   local entry = redis.call('XADD', P .. 'q:' .. lane, '*', 'm', string.sub(packed, 2))
-  local accepted = string.match(redis.call('HGET', P .. 'ids', id) or '', '%d+$') or as_ms(now)
-  redis.call('HSET', P .. 'ids', id, lane .. ' ' .. entry .. ' ' .. accepted)
+  redis.call('HSET', P .. 'ids', id, lane .. ' ' .. entry .. ' ' .. string.match(packed, '^[^\n]* a(%d+)'))
   redis.call('HDEL', P .. 'held', id)
   return lane .. ' ' .. entry
 end
@@ -49,7 +49,7 @@ local function next_in_order(P, key)
     local packed = redis.call('HGET', P .. 'held', id)
     if packed then
       redis.call('ZREM', P .. 'w:' .. string.sub(packed, 1, 1), id)
-      redis.call('HSET', P .. 'busy', key, enter_queue(P, id, packed, now_ms()))
+      redis.call('HSET', P .. 'busy', key, enter_queue(P, id, packed))
       wake(P)
       order_moved = true
       return
