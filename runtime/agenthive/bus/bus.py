@@ -110,7 +110,9 @@ class Bus:
     async def send(self, message: AgentMessage, *, wait: float = SEND_WAIT_SECONDS) -> str:
         """Put ``message`` into its recipient's queue and return its id, once Redis has it.
 
-        Sending one id again, even after an error, never makes two messages of it (as long as its status is kept).
+        A message that is not finished is never there twice. Sending it again, in the same process, after an error or
+        a timeout is safe beyond that: one that was accepted and handled by then is not accepted again, as long as its
+        status is kept.
         Of messages with one ``deduplication_key`` the queue takes the first, and for ``deduplicationSeconds`` after it
         no other: sending another then returns the id of the first.
         A full queue is waited for at most ``wait`` seconds. Raises QueueFull, BusUnavailable, and ValueError for a

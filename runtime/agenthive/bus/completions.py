@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,11 +12,11 @@ from typing import TypeVar
 from agenthive.bus.errors import BusError, LeaseLost
 from agenthive.bus.model import Delivery
 
+log = logging.getLogger(__name__)
+
 BATCH = 500
 """Most acknowledgements, and most other endings, of one call."""
 Argument = str | bytes | int
-ACCEPTED_WORD = 16
-"""So long an option that tells when a message was accepted is nonsense (lua/prelude.lua, options_of)."""
 T = TypeVar("T")
 Done = asyncio.Future[None]
 Told = Callable[[BusError | None], None]
@@ -132,17 +133,6 @@ def tries_field(delivery: Delivery) -> str:
     return f"{delivery.lane} {delivery.entry.decode()}"
 
 
-def options_in(head: bytes) -> tuple[bytes, bytes]:
-    """When a message was accepted (ms), if the first line of its entry says so, and its ordering key; else empty."""
-    accepted = ordering = b""
-    for word in head.split(b" ")[1:]:
-        if word.startswith(b"a") and word[1:].isdigit() and len(word) < ACCEPTED_WORD:
-            accepted = word[1:]
-        elif word.startswith(b"o"):
-            ordering = word[1:]
-    return accepted, ordering
-
-
 def _heads(deliveries: list[Delivery], now: int) -> list[Argument]:
     """Final statuses but for the end of each: (of how many messages, beginning, when accepted), most share one."""
     heads: list[Argument] = []
@@ -161,3 +151,31 @@ def _heads(deliveries: list[Delivery], now: int) -> list[Argument]:
 
 def _lane_downwards(pair: tuple[Delivery, Told]) -> int:
     return -pair[0].lane
+
+
+def refused(delivery: Delivery) -> LeaseLost:
+    """What cannot be ours any more, or was completed before."""
+    return LeaseLost("the message was completed before" if delivery.completed else ROBBED)
+
+
+def resolve(done: asyncio.Future[None], error: BusError | None) -> None:
+    """End a future as Redis has told."""
+    if done.done():
+        return
+    if error is None:
+        done.set_result(None)
+    else:
+        done.set_exception(error)
+
+
+def well_ended() -> Done:
+    """A future that has ended well."""
+    ended: Done = asyncio.get_running_loop().create_future()
+    ended.set_result(None)
+    return ended
+
+
+def ignore(done: asyncio.Future[None]) -> None:
+    """A result that nobody waits for; the error, if any, means that somebody else has the message."""
+    if not done.cancelled() and (error := done.exception()) is not None:
+        log.debug("hand-back: %s", error)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agenthive.bus.completions import ROBBED, Argument, Batch, Completions, options_in
+from agenthive.bus.completions import ROBBED, Argument, Batch, Completions, ignore, refused, resolve, well_ended
 from agenthive.bus.connections import Connections
+from agenthive.bus.entries import count, held, read
 from agenthive.bus.errors import BusError, BusUnavailable, ConsumerStopped, LeaseLost
 from agenthive.bus.keys import REPLY_MARK, AgentKeys, agents_key
 from agenthive.bus.lease import LeaseKeeper
@@ -22,7 +23,7 @@ from agenthive.bus.parking import Parking
 from agenthive.bus.policy import LaneWheel, after_failure, to_ms
 from agenthive.bus.pump import Pump
 from agenthive.bus.wire import Command, ConnectionLost, ReplyError
-from agenthive.protocol import AgentMessage, MessageError
+from agenthive.protocol import AgentMessage
 from agenthive.settings import HiveScope, Messaging
 
 log = logging.getLogger(__name__)
@@ -34,11 +35,6 @@ HALVED_SLOTS = 32
 MAX_ERROR_LENGTH = 2000
 CLOSE_SECONDS = 5.0
 """How long closing waits for completions that Redis has not confirmed."""
-PLAIN_HEAD = 14
-"""Length of an entry's first line without options."""
-NO_OPTIONS = (b"", b"")
-LATER_ATTEMPTS, ACKNOWLEDGED = 1, 2
-"""Kinds of groups of claimed messages, see lua/claim.lua."""
 
 
 @dataclass(slots=True, eq=False)
@@ -213,12 +209,12 @@ class Consumer:
                 answered = self._end("p", delivery.key, address[1:], to_ms(message.ttl), reply.to_json())
                 if delivery.acknowledged:
                     return answered
-                answered.add_done_callback(_ignore)  # goes with the acknowledgement, or not at all
+                answered.add_done_callback(ignore)  # goes with the acknowledgement, or not at all
             if delivery.acknowledged:
-                return _done()
+                return well_ended()
             done = self._future()
             if not done.done():
-                self._completions.acknowledge(delivery, functools.partial(_resolve, done))
+                self._completions.acknowledge(delivery, functools.partial(resolve, done))
                 self._wake_up()
             return done
         return refusal
@@ -232,7 +228,7 @@ class Consumer:
         if delivery.acknowledged:
             told(None)
         elif delivery.completed or delivery.owner != self.name:
-            told(_refused(delivery))
+            told(refused(delivery))
         elif self._task is None or self._task.done():
             told(self._closed_error())
         else:
@@ -273,7 +269,7 @@ class Consumer:
         """A message that was acknowledged when claimed has no retry; only whoever asked is told."""
         address = delivery.message.reply_to
         if address is None or not address.startswith(REPLY_MARK):
-            return _done()
+            return well_ended()
         life = to_ms(delivery.message.ttl)
         return self._end("p", delivery.key, address[1:], life, "!" + _shorten(problem))
 
@@ -295,9 +291,9 @@ class Consumer:
         if not delivery.completed and delivery.owner == self.name:
             delivery.completed = True
             return None
-        refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        refused.set_exception(_refused(delivery))
-        return refused
+        refusal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        refusal.set_exception(refused(delivery))
+        return refusal
 
     def _end(self, code: str, *details: Argument) -> asyncio.Future[None]:
         done = self._future()
@@ -381,7 +377,7 @@ class Consumer:
         self._answered = (turn, answer)
         if self._claim is not None and self._claim.done():
             self._no_claim()
-        got = self._coming = _count(groups)
+        got = self._coming = count(groups)
         if state == 0 and self._free and 0 < got == turn.wanted and self._room() > 0 and not self._stopping:
             return self._compose(asking=True)
         self._settle()
@@ -409,6 +405,7 @@ class Consumer:
                     return list(answer)
                 if not await self._cure(answer):
                     turn.batch.fail(BusUnavailable(f"Redis refused the result of the handling: {answer}"))
+                    await self._compare()  # it may have claimed messages before it failed
                     return None
             except (ConnectionLost, BusUnavailable) as error:
                 log.warning("consumer of %s: %s", self.agent, error)
@@ -427,7 +424,7 @@ class Consumer:
     def _return_ready(self) -> None:
         for delivery in self._ready:
             if not delivery.acknowledged:
-                self._hand_back(delivery).add_done_callback(_ignore)
+                self._hand_back(delivery).add_done_callback(ignore)
         self._ready.clear()
 
     def _share(self, slots: int) -> int:
@@ -493,7 +490,7 @@ class Consumer:
         entries = sorted(unknown)
         for start in range(0, len(entries), BATCH_CLAIMS):
             endings: list[tuple[tuple[Argument, ...], asyncio.Future[None]]] = [
-                (("r", lane, entry), _done()) for entry in entries[start : start + BATCH_CLAIMS]
+                (("r", lane, entry), well_ended()) for entry in entries[start : start + BATCH_CLAIMS]
             ]
             (answer,) = await self._lane.execute([self._command(Batch([], endings), 0, False, False)])
             if isinstance(answer, ReplyError):
@@ -545,9 +542,13 @@ class Consumer:
         turn.batch.settle(refused_acknowledgements, refused_endings)
         if notes:
             self._tell(*notes[0])
-        deliveries: list[Delivery] = []
-        for group in groups:
-            self._read(group, now, deliveries)
+        for lane, entries in held(groups):
+            self._held[lane].update(entries)
+        deliveries, malformed = read(groups, self.name, now)
+        for item in malformed:
+            log.warning("a malformed message went to the dead letters of %s: %s", self.agent, item.error)
+            if not item.acknowledged:
+                self._end("d", *item.place, "malformed", _shorten(item.error)).add_done_callback(ignore)
         if not deliveries:
             return
         self._wheel.advance(len(deliveries))
@@ -569,35 +570,6 @@ class Consumer:
         except Exception:
             log.exception("what was given up could not be noted; going on")
 
-    def _read(self, group: list[Any], now: int, deliveries: list[Delivery]) -> None:
-        """Append what a group of claimed entries holds; what is no message goes to the dead letters."""
-        lane, kind, flat, *rest = group
-        attempts: Sequence[int] = rest[0] if kind == LATER_ATTEMPTS else ()
-        from_json, owner, acknowledged = AgentMessage.from_json, self.name, kind == ACKNOWLEDGED
-        if not acknowledged:
-            self._held[lane].update(flat[::2])
-        for number in range(0, len(flat), 2):
-            entry = flat[number]
-            head, key, document = flat[number + 1].split(b"\n", 2)
-            attempt = attempts[number // 2] if attempts else 1
-            try:
-                message = from_json(document)
-            except MessageError as error:
-                log.warning("a malformed message went to the dead letters of %s: %s", self.agent, error)
-                if not acknowledged:
-                    place = (lane, entry, key, attempt, now)
-                    self._end("d", *place, "malformed", _shorten(str(error))).add_done_callback(_ignore)
-                continue
-            accepted, ordering = NO_OPTIONS if len(head) == PLAIN_HEAD else options_in(head)
-            size = len(document)
-            deliveries.append(
-                Delivery(message, attempt, owner, lane, entry, key, now, accepted, acknowledged, False, size, ordering)
-            )
-
-
-def _count(groups: list[Any]) -> int:
-    return sum(len(flat) // 2 for _, _, flat, *_ in groups)
-
 
 def _nobody(_: GivenUp) -> None:
     """The ``on_given_up`` of who does not care."""
@@ -610,28 +582,3 @@ def _new_name(pod: str) -> str:
 def _shorten(text: str) -> str:
     text = text.encode(errors="backslashreplace").decode()  # lone surrogates would fail the whole batch
     return text if len(text) <= MAX_ERROR_LENGTH else text[: MAX_ERROR_LENGTH - 1] + "…"
-
-
-def _refused(delivery: Delivery) -> LeaseLost:
-    return LeaseLost("the message was completed before" if delivery.completed else ROBBED)
-
-
-def _resolve(done: asyncio.Future[None], error: BusError | None) -> None:
-    if done.done():
-        return
-    if error is None:
-        done.set_result(None)
-    else:
-        done.set_exception(error)
-
-
-def _done() -> asyncio.Future[None]:
-    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    done.set_result(None)
-    return done
-
-
-def _ignore(done: asyncio.Future[None]) -> None:
-    """A result that nobody waits for; the error, if any, means that somebody else has the message."""
-    if not done.cancelled() and (error := done.exception()) is not None:
-        log.debug("hand-back: %s", error)
