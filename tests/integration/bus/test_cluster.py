@@ -140,6 +140,26 @@ async def test_dead_letters_of_every_master(cluster, bus, consume, make, scope) 
     assert found[second].backlog == 1
 
 
+async def test_ordering_and_deduplication_keys_on_every_master(cluster, bus, consume, make, scope) -> None:
+    for agent in agents_of_every_master(cluster, scope, each=1):
+        keyed = {"ordering_key": "k", "on_fail": "halt"}
+        first = await bus.send(make(0, to=agent, delivery_options={**keyed, "deduplication_key": "once"}))
+        assert await bus.send(make(9, to=agent, delivery_options={**keyed, "deduplication_key": "once"})) == first
+        await bus.send(make(1, to=agent, delivery_options=keyed))
+        consumer = await consume(agent)
+        (delivery,) = await consumer.claim(10)
+        await consumer.reject(delivery, "no")
+        (halted,) = await bus.halted(agent)
+        assert (halted.key, halted.waiting) == ("k", 1)
+        assert (await bus.redrive(agent, halted.letter)).done == 1
+        for n in range(2):
+            (delivery,) = await consumer.claim(10)
+            assert delivery.message.body["n"] == n
+            await consumer.ack(delivery)
+        queue = await bus.queue(agent)
+        assert (queue.backlog, queue.halted, queue.bytes) == (0, 0, 0)
+
+
 async def test_functions_that_a_master_has_lost_are_loaded_again(cluster, bus, consume, make, scope) -> None:
     agents = agents_of_every_master(cluster, scope, each=1)
     consumers = [await consume(agent) for agent in agents]
