@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from agenthive.bus.connections import Connections
-from agenthive.bus.keys import AgentKeys
+from agenthive.bus.keys import TOPIC_MARK, AgentKeys
 from agenthive.bus.library import library
 from agenthive.bus.model import DeadLetter, DeadLetters, LetterFilter, LetterReport, parse_dead_letter
 from agenthive.bus.policy import lane_of, packed_options, to_ms
@@ -24,6 +24,8 @@ BATCH_BYTES = 8 * 1024 * 1024
 BATCH_PURGE = 500
 RATE_STEPS = 10
 """With a rate, batches are so small that there are about so many each second."""
+KNOWN = "2"
+"""Result of a message that was accepted before, see lua/send.lua."""
 _LETTER_ID = re.compile(r"\d{1,15}-\d{1,10}")
 _PLAIN = re.compile(r"[A-Za-z0-9_.:-]+")
 """Text that every writer of JSON writes alike, so that the server can look for it."""
@@ -210,7 +212,8 @@ class Letters:
     ) -> None:
         """Into another agent's queue, then out of the dead letters: two calls, for the agents share no slot.
 
-        If the second one is never made, the letter stays, and redriving it again finds the message known.
+        If the second one is never made, the letter stays, and redriving it again finds the message known. Not so that
+        of a topic: the other agent may have got a copy of its own under the same id, so one that it knows is refused.
         """
         arguments: list[str | bytes | int] = ["1", 0]
         for letter in letters:
@@ -219,12 +222,20 @@ class Letters:
             lane, milliseconds, options = _lane_ttl_options(message, ttl)
             document = message.model_copy(update={"to_agent": to}).to_json()
             arguments += (lane, letter.message_id, document, milliseconds, f"{options} f1".lstrip())
-        await self._connections.execute([library().call("send", self._keys_of(to).gate, *arguments)], sends=True)
-        purge = library().call("purge", self._keys_of(agent).gate, *(letter.id for letter in letters))
-        (gone,) = await self._connections.execute([purge])
-        report.done += gone
-        if gone < len(letters):
-            report.refused += len(letters) - gone
+        send = library().call("send", self._keys_of(to).gate, *arguments)
+        (answer,) = await self._connections.execute([send], sends=True)
+        taken = []
+        for letter, result in zip(letters, answer.decode(), strict=True):
+            assert letter.message is not None
+            if result == KNOWN and letter.message.to_agent.startswith(TOPIC_MARK):
+                report.refuse(letter.id, f"agent {to} has, or has had, a message of id {letter.message_id} already")
+            else:
+                taken.append(letter.id)
+        if taken:
+            purge = library().call("purge", self._keys_of(agent).gate, *taken)
+            (gone,) = await self._connections.execute([purge])
+            report.done += gone
+            report.refused += len(taken) - gone
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

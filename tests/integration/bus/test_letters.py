@@ -307,6 +307,23 @@ async def test_purge(bus, make, kill) -> None:
     assert (await bus.purge("nobody", LetterFilter())).done == 0
 
 
+async def test_a_topics_copy_is_not_taken_for_another_agents_copy(bus, consume, make, claim_all) -> None:
+    """One id, two agents: that one of them has handled its copy says nothing about the other's."""
+    alpha, beta = await consume("alpha", topics=["news"]), await consume("beta", topics=["news"])
+    message_id = await bus.publish("news", make(to="news"))
+    (handled,) = await claim_all(beta, 1)
+    await beta.ack(handled)
+    (refused,) = await claim_all(alpha, 1)
+    await alpha.reject(refused, "not by me")
+    report = await bus.redrive("alpha", LetterFilter(), to="beta")
+    assert (report.done, report.refused) == (0, 1)
+    assert report.problems[0].error == f"agent beta has, or has had, a message of id {message_id} already"
+    assert (await bus.queue("alpha")).dead_letters == 1, "not thrown away"
+    assert (await bus.redrive("alpha", LetterFilter(), to="gamma")).done == 1
+    assert (await bus.queue("alpha")).dead_letters == 0
+    assert (await bus.queue("gamma")).backlog == 1
+
+
 async def test_thousands_are_redriven_and_purged_in_steps(bus, make, kill) -> None:
     await asyncio.gather(*(bus.send(make(n)) for n in range(1500)))
     await kill(1500)
