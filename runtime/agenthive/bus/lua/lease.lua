@@ -18,13 +18,14 @@ local function free_entries(P, consumer)
         local suspect = note_attempt(P, lane .. ' ' .. item[1], now - item[3], 1) >= SUSPECT
         table.insert(suspect and lists.s or lists.b, item[1])
       end
+      table.insert(entries, 'JUSTID') -- without what the entries hold, which may be megabytes each
       redis.call('XCLAIM', stream, GROUP, NOBODY, 0, unpack(entries))
       for name, list in pairs(lists) do
         if #list > 0 then
           redis.call('RPUSH', P .. name .. ':' .. lane, unpack(list))
         end
       end
-      freed = freed + #entries
+      freed = freed + #pending
     end
   end
   if freed > 0 then
