@@ -270,6 +270,24 @@ async def test_messages_whose_process_died_twice_are_handed_out_one_at_a_time(
     await second.ack(again)
 
 
+async def test_every_idle_consumer_is_woken_for_a_suspect_of_its_own(
+    bus, consume, make, claim_all, until, no_fallback
+) -> None:
+    dying = [await consume(), await consume()]
+    for n in range(4):
+        await bus.send(make(n))
+    await claim_all(dying[0], 4)
+    await dying[0].aclose()
+    await claim_all(dying[1], 4)
+    idle = [await consume() for _ in range(4)]
+    claims = [asyncio.create_task(consumer.claim(5)) for consumer in idle]
+    await until(lambda: all(consumer._parking.parked for consumer in idle))
+    await dying[1].aclose()
+    async with asyncio.timeout(10):
+        got = await asyncio.gather(*claims)
+    assert sorted(delivery.message.body["n"] for (delivery,) in got) == [0, 1, 2, 3]
+
+
 async def test_a_suspect_can_be_cancelled(bus, consume, make, claim_all) -> None:
     message_id = await bus.send(make())
     for _ in range(2):

@@ -211,7 +211,9 @@ local function claim_messages(P, claim, quotas)
   local share = live > 1 -- one lane alone has all of it
   claim.again = redis.call('EXISTS', P .. 'b:1', P .. 'b:2', P .. 'b:3', P .. 'b:4') > 0
   if suspects_wait(P) then
-    left = left - claim_suspect(P, claim, groups)
+    local handed = claim_suspect(P, claim, groups)
+    left = left - handed
+    claim.suspect = handed > 0
     note_moves(P, unread, empty)
   end
   while left > 0 and scanned < SCAN_LIMIT and not (empty[1] and empty[2] and empty[3] and empty[4]) do
@@ -289,6 +291,9 @@ local function take_turn(keys, argv)
   local groups, left, broken_off, empty = claim_messages(P, claim, quotas)
   if left > 0 and not broken_off then
     redis.call('DEL', P .. 'wake') -- nothing is left: whoever was to look need not
+    if claim.suspect and suspects_wait(P) then -- but what only others may have
+      wake(P)
+    end
     return { refused_acks, refused, groups, set_alarm(P, consumer, next_due, now), 0, now }
   end
   -- No free slot remains here: if more is waiting, the next idle consumer looks; and another one keeps the alarm.
