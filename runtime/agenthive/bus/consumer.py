@@ -192,7 +192,15 @@ class Consumer:
         claim: asyncio.Future[list[Delivery]] = asyncio.get_running_loop().create_future()
         self._claim = claim
         self._work.set()
-        return await claim
+        try:
+            return await claim
+        except asyncio.CancelledError:
+            if self._claim is None or self._claim is claim:
+                self._no_claim()
+            if claim.done() and not claim.cancelled() and claim.exception() is None:  # both in the same moment
+                self._ready += claim.result()
+                self._return_ready()
+            raise
 
     # --- completing
 
@@ -317,9 +325,11 @@ class Consumer:
 
     # --- the task that owns the connection
 
-    def _woken(self, token: bool) -> None:
-        """The wait on the wake list ended."""
-        if token and self._claim is None:
+    def _woken(self) -> None:
+        """The wait on the wake list ended, by a wake-up or because the time has come; if nobody asks any more, another
+        one is to look.
+        """
+        if self._claim is None or self._claim.done():
             self._pass_wake = True
         self._work.set()
 
@@ -414,7 +424,7 @@ class Consumer:
                 await self._reconnect()
             again = True
         turn.batch.fail(LeaseLost(ROBBED))
-        self._pass_wake = turn.pass_wake
+        self._pass_wake = self._pass_wake or turn.pass_wake
         return None
 
     def _no_claim(self) -> None:
@@ -484,6 +494,8 @@ class Consumer:
                 await self._lane.execute([library().call("leave", self._keys.gate, former)])
         except ReplyError as error:
             await self._cure(error)
+            if "NOGROUP" not in str(error):
+                raise BusUnavailable(f"Redis does not tell what this consumer holds: {error}") from error
 
     async def _hand_back_unknown(self, lane: int, unknown: set[bytes]) -> None:
         """At once: a hand-back that waits could meet its entry again, claimed in the meantime and being handled."""

@@ -17,9 +17,9 @@ FALLBACK_SECONDS = 2.0
 
 
 class Parking:
-    """Waits in Redis for a wake-up and then calls ``on_wake(token)``; ``token`` tells a wake-up from a passed time."""
+    """Waits in Redis for a wake-up, or for a time, and then calls ``on_wake``."""
 
-    def __init__(self, lane: Lane, wake_key: str, on_wake: Callable[[bool], None]) -> None:
+    def __init__(self, lane: Lane, wake_key: str, on_wake: Callable[[], None]) -> None:
         self._lane = lane
         self._key = wake_key
         self._on_wake = on_wake
@@ -37,20 +37,18 @@ class Parking:
         self._task = asyncio.get_running_loop().create_task(self._wait(wait), name="agenthive-parking")
 
     async def _wait(self, seconds: float) -> None:
-        token = False
         try:
             command = ("BLPOP", self._key, f"{seconds:.3f}")
             (answer,) = await self._lane.execute([command], seconds + self._lane.endpoint.socket_timeout)
             if isinstance(answer, ReplyError):
                 log.warning("cannot wait for a wake-up: %s", answer)
                 await self._lane.pause()
-            token = isinstance(answer, list)
         except (ConnectionLost, BusUnavailable) as error:
             log.debug("wake-up connection: %s", error)
             await self._lane.pause()
         finally:
             self._task = None
-        self._on_wake(token)
+        self._on_wake()
 
     async def aclose(self) -> None:
         """Stop waiting."""

@@ -258,6 +258,46 @@ async def test_a_cancelled_claim_loses_nothing(bus, consume, make) -> None:
                 got += 1
 
 
+async def test_a_claim_cancelled_in_the_moment_its_messages_come_loses_nothing(
+    bus, consume, make, until, monkeypatch
+) -> None:
+    first = await consume()
+    claim = asyncio.create_task(first.claim(1))
+    await until(lambda: first._parking.parked)
+    advance = first._wheel.advance
+
+    def cancelled_before_it_resumes(count: int) -> None:
+        advance(count)
+        asyncio.get_running_loop().call_soon(claim.cancel)
+
+    with monkeypatch.context() as moment:
+        moment.setattr(first._wheel, "advance", cancelled_before_it_resumes)
+        await bus.send(make())
+        with pytest.raises(asyncio.CancelledError):
+            await claim
+    second = await consume()
+    async with asyncio.timeout(10):
+        (delivery,) = await second.claim(1)
+    assert delivery.attempt == 1
+    await second.ack(delivery)
+
+
+async def test_a_wake_up_of_who_asks_no_more_goes_to_another_one(bus, consume, make, until, no_fallback) -> None:
+    for consumer in (await consume(), await consume()):
+        claim = asyncio.create_task(consumer.claim(1))
+        await until(lambda consumer=consumer: consumer._parking.parked)
+        claim.cancel()
+        await asyncio.gather(claim, return_exceptions=True)
+        assert consumer._parking.parked
+    last = await consume()
+    waiting = asyncio.create_task(last.claim(1))
+    await until(lambda: last._parking.parked)
+    await bus.send(make())
+    async with asyncio.timeout(10):
+        (delivery,) = await waiting
+    await last.ack(delivery)
+
+
 async def test_a_stopped_consumer_claims_no_more_but_completes(bus, consume, make, until) -> None:
     consumer = await consume()
     await bus.send(make())

@@ -353,3 +353,29 @@ async def test_an_old_server_is_refused() -> None:
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(BusUnavailable, match=r"is version 6\.2\.7; the bus needs Redis 7\.0"):
             await Bus.connect(f"redis://127.0.0.1:{port}", HiveScope(), messaging=Messaging())
+
+
+async def test_what_a_lost_answer_handed_out_goes_back_however_late_redis_tells(
+    own_valkey, scope, connect, consume, make, until, caplog
+) -> None:
+    """The connection ends with a claim's answer, and Redis then refuses for a while to say what is held."""
+    consumer = await consume(on=await connect(own_valkey.url))
+    prefix = scope.key_prefix("worker")
+    async with redis.asyncio.Redis.from_url(own_valkey.url, protocol=2) as raw:
+        claim = asyncio.create_task(consumer.claim(1))
+        await until(lambda: consumer._parking.parked)
+        message = make()
+        async with raw.pipeline(transaction=True) as lost:
+            lost.xadd(
+                f"{prefix}q:2", {"m": b"99999999999999\n%b\n%b" % (message.message_id.encode(), message.to_json())}
+            )
+            lost.xreadgroup("agents", consumer.name, {f"{prefix}q:2": ">"})
+            lost.acl_setuser("default", enabled=True, commands=["-fcall"])
+            await lost.execute()
+        await raw.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await until(lambda: "NOPERM" in caplog.text)
+        await raw.acl_setuser("default", enabled=True, commands=["+fcall"])
+    async with asyncio.timeout(10):
+        (delivery,) = await claim
+    assert delivery.message.message_id == message.message_id
+    await consumer.ack(delivery)
