@@ -134,6 +134,8 @@ class Worker:
             await self._consumer.stop()
             self._change.set()
             await claiming
+            for delivery in await self._consumer.rest():
+                self._start(delivery)
         finally:
             stopping.cancel()
             await self._drain()

@@ -33,6 +33,8 @@ BATCH_CLAIMS = 500
 HALVED_SLOTS = 32
 """From so many slots on they are filled in two halves by turns: Redis fetches one while the other is handled."""
 MAX_ERROR_LENGTH = 2000
+REST_SECONDS = 1.0
+"""How long a consumer that stops waits for the answer to its last question."""
 CLOSE_SECONDS = 5.0
 """How long closing waits for completions that Redis has not confirmed."""
 
@@ -135,6 +137,19 @@ class Consumer:
         self._pass_wake = True
         self._idle.clear()
         self._work.set()
+
+    async def rest(self) -> list[Delivery]:
+        """After ``stop``: messages that were acknowledged by being claimed and that no ``claim`` has got.
+
+        Handle them, for nobody else ever will.
+        """
+        try:
+            async with asyncio.timeout(REST_SECONDS):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("the consumer of %s was stopped while Redis gave no answer", self.agent)
+        rest, self._ready = self._ready, []
+        return rest
 
     async def aclose(self) -> None:
         """Confirm what was completed, give the lease and everything still held up, close the connections."""
@@ -435,7 +450,11 @@ class Consumer:
         for delivery in self._ready:
             if not delivery.acknowledged:
                 self._hand_back(delivery).add_done_callback(ignore)
-        self._ready.clear()
+        self._keep_acknowledged()
+
+    def _keep_acknowledged(self) -> None:
+        """Of what is ready only what Redis has no more: nobody else can ever get it."""
+        self._ready = [delivery for delivery in self._ready if delivery.acknowledged]
 
     def _share(self, slots: int) -> int:
         """How many of so many free slots one call fills: with many, half of all, so that the other half overlaps."""
@@ -536,7 +555,7 @@ class Consumer:
         self.name = _new_name(self.pod)
         for entries in self._held:
             entries.clear()
-        self._ready.clear()
+        self._keep_acknowledged()
         lease = int(self._messaging.lease_seconds * 1000)
         register = library().call("register", self._keys.gate, self.name, lease)
         await self._lane.execute([register])

@@ -127,6 +127,26 @@ async def test_drain_lets_handlers_finish(hive: Any) -> None:
     assert (await hive.bus.status("worker", waiting)).status in {"pending", "failed"}
 
 
+async def test_a_stop_loses_none_of_what_is_acknowledged_when_claimed(hive: Any) -> None:
+    agent, handled, total = Agent("worker"), [], 600
+
+    @agent.on("x")
+    async def handle(message: AgentMessage) -> None:
+        await asyncio.sleep(0)
+        handled.append(message.body["n"])
+
+    runs = 3
+    for n in range(total):
+        await hive.send("worker", body={"n": n}, delivery_options={"require_ack": False})
+    for run in range(runs):
+        runner = await hive.start(agent, pod=f"pod-{run}", concurrency=20)
+        await hive.until(lambda run=run: len(handled) > 100 * (run + 1), "some of them")
+        await hive.stop(runner)
+        left = (await hive.bus.queue("worker")).backlog
+        assert len(handled) + left == total, "each was handled, or is in the queue"
+        assert len(set(handled)) == len(handled)
+
+
 async def test_drain_hands_back_what_does_not_finish_and_it_is_no_attempt(hive: Any) -> None:
     agent, started, cleaned = Agent("worker"), asyncio.Event(), []
 

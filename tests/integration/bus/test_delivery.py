@@ -298,6 +298,20 @@ async def test_a_wake_up_of_who_asks_no_more_goes_to_another_one(bus, consume, m
     await last.ack(delivery)
 
 
+async def test_what_was_acknowledged_by_being_fetched_ahead_is_handled_all_the_same(bus, consume, make, until) -> None:
+    consumer = await consume()
+    for n in range(4):
+        await bus.send(make(n, delivery_options={"require_ack": False}))
+    # One is asked for; as it comes there is room for another one.
+    (first,) = await consumer.claim(1, free=lambda: 1 if consumer._answered is None else 2)
+    await until(lambda: consumer._ready)
+    await consumer.stop()
+    (second,) = await consumer.rest()
+    assert [one.message.body["n"] for one in (first, second)] == [0, 1]
+    assert await consumer.rest() == []
+    assert (await bus.queue("worker")).backlog == 2
+
+
 async def test_a_stopped_consumer_claims_no_more_but_completes(bus, consume, make, until) -> None:
     consumer = await consume()
     await bus.send(make())
