@@ -563,18 +563,21 @@ class Consumer:
         await self._connections.execute([library().call("enlist", self._agents_key, self.agent)])
 
     def _settle(self) -> None:
-        """Work the last answer off, if that was not done yet: tell the callers, hand out the messages."""
+        """Work the last answer off, if that was not done yet: hand out the messages, tell the callers."""
         if self._answered is None:
             return
         (turn, answer), self._answered, self._coming = self._answered, None, 0
         refused_acknowledgements, refused_endings, groups, _, _, now, *notes = answer
         for lane, entries in turn.batch.places():
             self._held[lane].difference_update(entries)
+        for lane, entries in held(groups):
+            self._held[lane].update(entries)
+        self._hand_out(groups, now)
         turn.batch.settle(refused_acknowledgements, refused_endings)
         if notes:
             self._tell(*notes[0])
-        for lane, entries in held(groups):
-            self._held[lane].update(entries)
+
+    def _hand_out(self, groups: list[Any], now: int) -> None:
         deliveries, malformed = read(groups, self.name, now)
         for item in malformed:
             log.warning("a malformed message went to the dead letters of %s: %s", self.agent, item.error)

@@ -107,6 +107,21 @@ async def test_a_completion_repeated_after_a_lost_answer_is_no_lost_lease(bus, c
     assert await bus.queue("worker") == before, "it is done once"
 
 
+async def test_a_repeated_acknowledgement_leaves_a_new_message_of_the_same_id_alone(bus, consume, make) -> None:
+    consumer = await consume()
+    message = make(1)
+    await bus.send(message)
+    (delivery,) = await consumer.claim(1)
+    await consumer.ack(delivery)
+    await bus.send(message)
+    delivery.completed = False
+    command = consumer._command
+    consumer._command = lambda batch, wanted, again, pass_wake: command(batch, wanted, True, pass_wake)
+    await consumer.ack(delivery)
+    assert (await bus.status("worker", message.message_id)).status is MessageDeliveryStatus.PENDING
+    assert (await bus.queue("worker")).backlog == 1
+
+
 async def test_an_acknowledgement_the_server_did_before_it_robbed_us_was_good(bus, consume, make, raw, scope) -> None:
     consumer = await consume()
     await bus.send(make(1))

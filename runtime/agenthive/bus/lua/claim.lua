@@ -264,7 +264,7 @@ local function take_turn(keys, argv)
   local lease = redis.call('ZSCORE', P .. 'consumers', consumer)
   local refused_acks, at = '', nil
   if lease then
-    at = acknowledge(P, argv, 12, now, life)
+    at = acknowledge(P, argv, 12, now, life, again)
   else
     refused_acks, at = refused_acknowledgements(P, argv, 12, again)
   end

@@ -87,11 +87,25 @@ local function lane_of(argv, at, n)
   end
 end
 
+-- Of `total` acknowledged messages, whose entries stand in argv from `first` and whose ids from `ids`, none is pending
+-- any more. In a repetition an id may have been sent anew since: that message is another one.
+local function forget_ids(P, argv, first, ids, total, again)
+  if not again then
+    redis.call('HDEL', P .. 'ids', unpack(argv, ids, ids + total - 1))
+    return
+  end
+  for n, place in ipairs(redis.call('HMGET', P .. 'ids', unpack(argv, ids, ids + total - 1))) do
+    if place and string.match(place, '^%d (%S+)') == argv[first + n - 1] then
+      redis.call('HDEL', P .. 'ids', argv[ids + n - 1])
+    end
+  end
+end
+
 -- Acknowledge: entries and ids stand in argv one list after the other, by lane, and are handed on as they are. ARGV from
 -- `at`: number of entries in lanes 4, 3, 2, 1, number of fields of `tries`, number of heads, size of all documents; the
 -- entries, the fields, the ids, and for each head: of how many messages it is, the beginning of their final status, and
 -- when they were accepted ("": their entries tell). Returns where the operations that follow begin.
-local function acknowledge(P, argv, at, now, life)
+local function acknowledge(P, argv, at, now, life, again)
   local first = at + 7
   local next_entry, gone = first, 0
   for lane = 4, 1, -1 do
@@ -112,7 +126,7 @@ local function acknowledge(P, argv, at, now, life)
   local ids = next_entry + tried
   local after = ids + total
   if total > 0 then
-    redis.call('HDEL', P .. 'ids', unpack(argv, ids, after - 1))
+    forget_ids(P, argv, first, ids, total, again)
     give_back(P, math.floor(argv[at + 6] * gone / total)) -- in a repetition none is there any more
     local finals, n = {}, 0
     for head = after, after + 3 * heads - 1, 3 do
