@@ -47,8 +47,9 @@ crds: $(STAMP)  ## Generate crds/ from the API models
 schema: $(STAMP)  ## Generate docs/message.schema.json from the protocol
 	@$(BIN)/python -m agenthive.protocol > docs/message.schema.json
 
-docs: schema  ## Generate what docs/ has from the code: conditions and the message schema
+docs: schema  ## Generate what docs/ has from the code: conditions, metrics and the message schema
 	@$(BIN)/python -m agenthive_operator.reconcile.conditions > docs/conditions.md
+	@$(BIN)/python -m agenthive.telemetry > docs/metrics.md
 
 bench: $(STAMP)  ## Measure; ONLY=bus limits it
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'  # the first with --group
