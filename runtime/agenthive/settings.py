@@ -128,6 +128,33 @@ class PostgresPool(Policy):
     max_size: int = Field(10, ge=1, le=200, description="Most connections one process opens.")
 
 
+class CachePolicy(Policy):
+    """The read-through cache in Redis of what agents keep in PostgreSQL."""
+
+    enabled: bool = Field(True, description="Whether reads of agent state and cached calls go through Redis.")
+    max_bytes: int = Field(
+        64 * 2**20,
+        ge=1024,
+        le=2**40,
+        description="Bytes the cache of the hive may take in the Redis that carries its messages.",
+    )
+
+
+class Retention(Policy):
+    """How long PostgreSQL keeps what is only of interest for a while."""
+
+    messages_days: int = Field(7, ge=1, le=3650, description="Days the message log is kept.")
+    metrics_days: int = Field(30, ge=1, le=3650, description="Days agent metrics are kept.")
+    audit_days: int = Field(365, ge=1, le=36_500, description="Days the audit trail is kept.")
+    inbox_days: int = Field(
+        30,
+        ge=1,
+        le=3650,
+        description="Days, beyond its time to live, for which a message that a transaction handled is known: "
+        "redriven within them it does not run again.",
+    )
+
+
 class HiveScope(BaseModel):
     """Where a hive's keys and rows live; two clusters that share a server differ in ``instance``."""
 
@@ -162,6 +189,10 @@ class Settings(BaseSettings):
     messaging: Messaging = Messaging()
     redis_pool: RedisPool = RedisPool()
     postgres_pool: PostgresPool = PostgresPool()
+    cache: CachePolicy = CachePolicy()
+    #: Another Redis for the cache; absent: the one that carries the messages.
+    cache_url: SecretStr | None = None
+    retention: Retention = Retention()
     message_log: Annotated[str, Field(pattern="^(failures|all)$")] = "failures"
     concurrency: int = Field(10, ge=1, le=10_000)
     drain_seconds: float = Field(30.0, ge=0)
