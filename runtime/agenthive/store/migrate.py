@@ -207,7 +207,7 @@ async def upgrade(url: str, schema: str) -> list[Migration]:
                 connection,
                 lambda: _apply_next(connection, schema),
                 what=f"the upgrade of schema {schema}",
-                patience=UPGRADE_SECONDS,
+                patience=UPGRADE_SECONDS * 0.9,  # so that the lock is what is complained about
             ):
                 done.append(migration)
             await secure_tables(connection, schema)
