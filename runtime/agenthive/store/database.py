@@ -7,7 +7,7 @@ import contextlib
 import logging
 import random
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, unquote, urlencode
@@ -26,6 +26,7 @@ from agenthive.store.errors import (
     is_connection_loss,
     translate,
 )
+from agenthive.store.tls import FILES, SYSTEM, explain_tls, system_context, unreadable
 from agenthive.urls import split_url
 
 logger = logging.getLogger(__name__)
@@ -61,13 +62,15 @@ class Address:
     where: str
     statement_cache_size: int = 100
     connect_seconds: float = CONNECT_SECONDS
+    tls_files: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @classmethod
     def parse(cls, url: str) -> Address:
         """Understand ``postgresql://user:password@host:port/database?parameters``.
 
         Besides what asyncpg knows (``sslmode``, ``sslrootcert``, ``target_session_attrs`` …): ``connect_timeout``
-        (seconds) and ``statement_cache_size`` (0 behind a PgBouncer that pools transactions and is older than 1.21).
+        (seconds), ``statement_cache_size`` (0 behind a PgBouncer that pools transactions and is older than 1.21) and
+        ``sslrootcert=system``, which asks for ``sslmode=verify-full`` as in libpq.
 
         Raises:
             InvalidValue: the URL is not one of PostgreSQL's; the text never repeats its password.
@@ -85,12 +88,19 @@ class Address:
         parameters = dict(parse_qsl(parts.query, keep_blank_values=True))
         cache = _number(parameters.pop("statement_cache_size", "100"), "statement_cache_size")
         timeout = _number(parameters.pop("connect_timeout", ""), "connect_timeout") or CONNECT_SECONDS
+        files = {name: parameters[name] for name in FILES if name in parameters}
+        if files.get("sslrootcert") == SYSTEM:
+            if parameters.setdefault("sslmode", "verify-full") != "verify-full" or len(files) > 1:
+                raise InvalidValue(
+                    "the PostgreSQL URL's sslrootcert=system goes with sslmode=verify-full and no sslcert"
+                )
+            del parameters["sslrootcert"], parameters["sslmode"]  # the context of connect_arguments says both
         kept = {name: value for name, value in parameters.items() if name not in _LIBPQ_ONLY}
         dsn = f"{parts.scheme}://{parts.netloc}{parts.path}" + (f"?{urlencode(kept)}" if kept else "")
         host = parts.netloc.rpartition("@")[2] or parameters.get("host", "localhost")
         if port is None and ":" not in host:
             host = f"{host}:5432"
-        return cls(dsn, f"{host}/{unquote(parts.path.lstrip('/'))}", int(cache), timeout)
+        return cls(dsn, f"{host}/{unquote(parts.path.lstrip('/'))}", int(cache), timeout, files)
 
     def connect_arguments(self, application_name: str) -> dict[str, Any]:
         """What ``asyncpg.connect`` and ``asyncpg.create_pool`` are called with."""
@@ -102,6 +112,7 @@ class Address:
             # application_name is the one start-up parameter besides the usual that PgBouncer lets through, hence no
             # search_path: every statement names its schema.
             "server_settings": {"application_name": application_name[:63]},
+            **({"ssl": system_context()} if self.tls_files.get("sslrootcert") == SYSTEM else {}),
         }
 
 
@@ -184,9 +195,20 @@ def _connect_error(error: BaseException, address: Address) -> Exception:
             f"PostgreSQL at {address.where} did not answer within {address.connect_seconds:g} s: "
             "is the address right, is it running, does a network policy block it?"
         )
+    if isinstance(error, OSError) and (file := unreadable(address.tls_files)):
+        return InvalidValue(f"the PostgreSQL URL for {address.where} cannot be used: {file} cannot be read")
     if isinstance(error, ssl.SSLError):
+        return StoreUnavailable(f"PostgreSQL at {address.where}: {explain_tls(error)}")
+    if isinstance(error, ConnectionError) and "SSL" in str(error):
         return StoreUnavailable(
-            f"PostgreSQL at {address.where}: TLS failed: {error}. Check sslmode and sslrootcert of the URL"
+            f"PostgreSQL at {address.where} does not offer TLS: {error}. Turn it on there (ssl = on), "
+            "or write sslmode=disable"
+        )
+    if isinstance(error, asyncpg.ConnectionDoesNotExistError):
+        # What a missing client certificate comes to in TLS 1.3: the handshake is over when the server has looked.
+        return StoreUnavailable(
+            f"PostgreSQL at {address.where} closed the connection while it was being opened; its log says why. "
+            "Over TLS it may want a client certificate: name its files by sslcert and sslkey"
         )
     if isinstance(error, OSError):
         return StoreUnavailable(

@@ -134,6 +134,11 @@ def translate(error: BaseException, where: str) -> StoreError:
     if isinstance(error, StoreError):
         return error
     state = sqlstate(error)
+    if state in _AUTH_STATES and "no encryption" in str(error):
+        return StoreAuthError(
+            f"PostgreSQL at {where} refused the login: {error}. If it lets this user in over TLS only, "
+            "write sslmode=require or stronger"
+        )
     if state in _AUTH_STATES:
         return StoreAuthError(
             f"PostgreSQL at {where} refused the login: {error}. Check user and password of AGENTHIVE_POSTGRES_URL"
@@ -150,7 +155,8 @@ def translate(error: BaseException, where: str) -> StoreError:
     if state == "53300":
         return StoreUnavailable(
             f"PostgreSQL at {where} has no connection left: {error}. "
-            "Lower spec.postgres.pool.maxSize or the number of pods, or raise max_connections"
+            "Lower spec.postgres.pool.maxSize or the number of pods, or raise max_connections (of the server, or the "
+            "CONNECTION LIMIT of the role)"
         )
     if state in {"42P01", "3F000"}:
         return SchemaMissing(f"PostgreSQL at {where}: {error}. Run `agenthive db upgrade`")
