@@ -15,7 +15,8 @@ from agenthive.store import codec
 from agenthive.store.database import Database, backoff
 from agenthive.store.errors import InvalidValue, StoreUnavailable, is_row_error
 from agenthive.store.partitions import with_partitions
-from agenthive.store.statements import MessagesSql, filtered
+from agenthive.store.statements import MessagesSql
+from agenthive.store.windows import newest
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class MessageLog:
             from_agent: its sender.
             to_agent: its recipient.
             message_type: its type.
-            status: ``delivered``, ``failed``, ``expired`` …
+            status: ``sent``, ``retried``, ``delivered``, ``failed`` or ``expired``.
             attempts: how often it was tried.
             created_at: the message's timestamp, with time zone.
             error: why it failed; kept up to 8192 characters.
@@ -172,14 +173,17 @@ class MessageLog:
             InvalidValue: an argument makes no sense.
             StoreUnavailable: PostgreSQL did not come back within 30 s.
         """
-        if limit < 1:
-            raise InvalidValue(f"limit must be at least 1, not {limit}")
-        if since is not None:
-            codec.check_timestamp(since, "since")
-        conditions = {"agent =": agent, "message_id =": message_id, "status =": status, "logged_at >=": since}
-        statement, arguments = filtered(self._sql.select, self._sql.newest_first, conditions, limit)
-        with self._database.translating():
-            rows = await self._database.run(lambda connection: connection.fetch(statement, *arguments))
+        rows = await newest(
+            self._database,
+            self._sql.select,
+            self._sql.newest_first,
+            "logged_at",
+            {"agent =": agent, "message_id =": message_id, "status =": status},
+            since=since,
+            until=None,
+            limit=limit,
+            walk=message_id is None,  # of one message there are a few rows: one look finds them, or that there are none
+        )
         return [LoggedMessage(**dict(row)) for row in rows]
 
     async def flush(self) -> None:

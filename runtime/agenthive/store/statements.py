@@ -85,6 +85,31 @@ class MetricsSql:
         """
         self.select = f"SELECT {columns} FROM {table}"
         self.newest_first = "ORDER BY timestamp DESC, id DESC"
+        self._table = table
+
+    def types(self, days: str, *, agent: bool) -> str:
+        """What is recorded between $1 and $2 (of agent $4): at most $3 rows. ``days``: see store/windows.py."""
+        of_agent = "AND agent_name = $4" if agent else ""
+        return f"""
+            SELECT agent_name, metric_type, count(*) AS count, max(timestamp) AS latest FROM {self._table}
+            WHERE timestamp >= $1 AND timestamp < $2 AND {days} {of_agent}
+            GROUP BY agent_name, metric_type ORDER BY agent_name, metric_type LIMIT $3
+        """
+
+    def series(self, days: str, *, agent: bool) -> str:
+        """Type $3 between $1 and $2 (of agent $6) by steps of $4, with percentile $5 or without where that is null."""
+        of_agent = "AND agent_name = $6" if agent else ""
+        # Buckets begin at multiples of the step counted from a Monday: those of a day, an hour or a week where people
+        # expect it.
+        return f"""
+            SELECT date_bin($4, timestamp, '2001-01-01 00:00:00+00') AS start, count(*) AS count,
+                min(value) AS minimum, avg(value) AS average, max(value) AS maximum, sum(value) AS total,
+                (array_agg(value ORDER BY timestamp DESC, id DESC))[1] AS last,
+                percentile_cont($5::float8) WITHIN GROUP (ORDER BY value) AS percentile
+            FROM {self._table}
+            WHERE timestamp >= $1 AND timestamp < $2 AND {days} AND metric_type = $3 {of_agent}
+            GROUP BY 1 ORDER BY 1
+        """
 
 
 class MessagesSql:
@@ -107,7 +132,39 @@ class MessagesSql:
         self.newest_first = "ORDER BY logged_at DESC, id DESC"
 
 
-def filtered(select: str, order: str, conditions: Mapping[str, object | None], limit: int) -> tuple[str, list[object]]:
+class AuditSql:
+    """Statements on ``audit_log``; they need INSERT and SELECT, and nothing else."""
+
+    def __init__(self, schema: str) -> None:
+        table, anchors = f"{quote(schema)}.audit_log", f"{quote(schema)}.audit_anchors"
+        columns = "chain, seq, at, agent, actor, action, subject, details, previous, hash"
+        types = ["text", "bigint", "timestamptz", "text", "text", "text", "text", "text", "bytea", "bytea"]
+        arrays = ", ".join(f"${number}::{kind}[]" for number, kind in enumerate(types, 1))
+        self.insert = f"""
+            INSERT INTO {table} ({columns}) SELECT {columns} FROM unnest({arrays}) AS i ({columns})
+            ON CONFLICT DO NOTHING
+        """
+        self.hashes = f"SELECT seq, hash FROM {table} WHERE chain = $1 AND seq BETWEEN $2 AND $3"
+        self.select = f"SELECT {columns} FROM {table}"
+        self.newest_first = "ORDER BY at DESC, chain DESC, seq DESC"
+        # A row comparison, so that a page is read off the primary key of each partition.
+        self.page = f"{self.select} WHERE (chain, seq, at) > ($1, $2, $3) ORDER BY chain, seq, at LIMIT $4"
+        self.anchors = f"SELECT chain, seq, at, hash FROM {anchors} WHERE chain = ANY($1::text[])"
+        # One look into the primary keys per chain, however many rows it has.
+        last = f"SELECT chain, seq, at, hash FROM {table} {{}} ORDER BY chain DESC, seq DESC, at DESC LIMIT 1"
+        self.heads = f"""
+            WITH RECURSIVE heads AS (
+                ({last.format("")})
+                UNION ALL
+                SELECT n.* FROM heads h CROSS JOIN LATERAL ({last.format("WHERE chain < h.chain")}) n
+            )
+            SELECT chain, seq, at, hash FROM heads ORDER BY chain
+        """
+
+
+def filtered(
+    select: str, order: str, conditions: Mapping[str, object | None], limit: int, *, constant: str = ""
+) -> tuple[str, list[object]]:
     """A query and its arguments.
 
     Args:
@@ -115,8 +172,11 @@ def filtered(select: str, order: str, conditions: Mapping[str, object | None], l
         order: ``ORDER BY …``.
         conditions: column and operator, such as ``"agent ="`` → the value; those with None are left out.
         limit: most rows.
+        constant: a condition without parameters.
     """
     given = {condition: value for condition, value in conditions.items() if value is not None}
     tests = [f"{condition} ${number}" for number, condition in enumerate(given, 1)]
+    if constant:
+        tests.append(constant)
     where = f"WHERE {' AND '.join(tests)}" if tests else ""
     return f"{select} {where} {order} LIMIT ${len(given) + 1}", [*given.values(), limit]
