@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import json
 import logging
-import os
 import secrets
-import socket
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 from agenthive.store import codec
 from agenthive.store.batch import MAX_BATCH_ITEMS, Batcher
-from agenthive.store.chain import AuditRow, Event, Finding, Head, Verifier, follow, head_of, start
+from agenthive.store.chain import TOOL, AuditRow, Event, Head, Verifier, follow, head_of, person, start
 from agenthive.store.database import RETRY_SECONDS, Database
 from agenthive.store.errors import InvalidValue, StoreError, StorePermissionError, is_row_error
 from agenthive.store.partitions import with_partitions
@@ -24,8 +20,6 @@ from agenthive.store.statements import AuditSql, filtered
 
 logger = logging.getLogger(__name__)
 
-#: ``agent`` of rows that no agent wrote, but a tool of the hive's operators.
-TOOL = ""
 MAX_DETAILS_BYTES = 8192
 #: Rows whose commit was not answered and that are sent again; beyond it no more are taken until PostgreSQL is back.
 MAX_UNCONFIRMED = 10_000
@@ -92,7 +86,7 @@ class AuditTrail:
         Where PostgreSQL does not keep up, or refuses the row, it is lost, counted and logged.
         """
         try:
-            event = _event(action, subject or "-", details)
+            event = _event(action, codec.storable(subject)[:256] or "-", details)
         except InvalidValue as error:
             self._drop(1, str(error))
             return
@@ -295,14 +289,6 @@ def _heads(rows: Sequence[Any]) -> dict[str, Head]:
     return {row["chain"]: Head(row["seq"], row["at"], row["hash"]) for row in rows}
 
 
-def person() -> str:
-    """Who runs this process: ``user@host``."""
-    user = str(os.getuid()) if hasattr(os, "getuid") else "unknown"
-    with suppress(OSError, KeyError):  # a user that no passwd file knows
-        user = getpass.getuser()
-    return f"{user}@{socket.gethostname()}"
-
-
 def dump_checkpoint(schema: str, heads: Mapping[str, Head]) -> dict[str, Any]:
     """A checkpoint as a JSON document: to be kept where who owns the database cannot write."""
     return {
@@ -335,4 +321,4 @@ def load_checkpoint(text: str, schema: str) -> dict[str, Head]:
     return heads
 
 
-__all__ = ["TOOL", "AuditTrail", "Finding", "dump_checkpoint", "load_checkpoint", "person"]
+__all__ = ["TOOL", "AuditTrail", "dump_checkpoint", "load_checkpoint", "person"]

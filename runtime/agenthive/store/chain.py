@@ -1,4 +1,4 @@
-"""Rows of the audit trail as chains of hashes: making them and checking them. Pure.
+"""Rows of the audit trail as chains of hashes: making them and checking them. Pure (but for ``person``).
 
 The hash of a row covers every other column of it, each with its length before it, and ``previous`` is the hash of the
 row before, so no row can be changed, removed or put in between without the rows behind it showing that.
@@ -6,11 +6,18 @@ row before, so no row can be changed, removed or put in between without the rows
 
 from __future__ import annotations
 
+import getpass
 import hashlib
+import os
+import socket
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
+
+#: ``agent`` of rows that no agent wrote, but a tool of the hive's operators.
+TOOL = ""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -235,6 +242,14 @@ class Verifier:
 def _cut_off(chain: str, last: int, known: Head) -> Finding:
     text = f"the chain was cut off behind row {last}: the checkpoint knows it up to row {known.seq}"
     return Finding(chain, last + 1, None, "cut off", text)
+
+
+def person() -> str:
+    """Who runs this process: ``user@host``."""
+    user = str(os.getuid()) if hasattr(os, "getuid") else "unknown"
+    with suppress(OSError, KeyError):  # a user that no passwd file knows
+        user = getpass.getuser()
+    return f"{user}@{socket.gethostname()}"
 
 
 def verify_rows(

@@ -131,14 +131,14 @@ class MessageLog:
             return False
         row = _Row(
             id=codec.new_id(),
-            agent=_text(agent or self._agent),
-            message_id=_text(message_id),
-            from_agent=_text(from_agent),
-            to_agent=_text(to_agent),
-            message_type=_text(message_type),
+            agent=codec.storable(agent or self._agent),
+            message_id=codec.storable(message_id),
+            from_agent=codec.storable(from_agent),
+            to_agent=codec.storable(to_agent),
+            message_type=codec.storable(message_type),
             status=status,
             attempts=attempts,
-            error=None if error is None else _text(error[:MAX_ERROR_CHARACTERS]),
+            error=None if error is None else codec.storable(error[:MAX_ERROR_CHARACTERS]),
             created_at=codec.check_timestamp(created_at, "created_at"),
             logged_at=codec.utc_now(),
             body=None if body is None else codec.encode(dict(body), what="body"),
@@ -246,11 +246,6 @@ class MessageLog:
         before, self._dropped = self._dropped, self._dropped + rows
         if before.bit_length() != self._dropped.bit_length():
             logger.warning("message log: %d rows lost so far: %s", self._dropped, why)
-
-
-def _text(value: str) -> str:
-    # PostgreSQL's text holds neither NUL nor lone surrogates; an error text of a handler may.
-    return value if value.isprintable() else value.replace("\0", "\\0").encode(errors="backslashreplace").decode()
 
 
 def checked_policy(policy: str) -> Policy:

@@ -9,18 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
+import logging
 import re
+import secrets
+import socket
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import resources
 from typing import Any
 
 import asyncpg
 
+from agenthive.store.chain import TOOL, Event, follow, person, start
 from agenthive.store.database import Address, connect_once
 from agenthive.store.errors import MigrationError, SchemaMissing, SchemaTooNew, is_connection_loss, translate
 from agenthive.store.naming import lock_key, quote
 from agenthive.store.partitions import maintain_partitions
+from agenthive.store.statements import AuditSql
+
+logger = logging.getLogger(__name__)
 
 _FILE = re.compile(r"^(\d{4})_([a-z0-9_]+)\.sql$")
 _APPLICATION = "agenthive db upgrade"
@@ -195,11 +204,25 @@ async def upgrade(url: str, schema: str) -> list[Migration]:
             while migration := await _apply_next(connection, schema):
                 done.append(migration)
             await maintain_partitions(connection, schema)
+            if done:
+                await _tell_audit(connection, schema, done)
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise translate(error, address.where) from error
     finally:
         await connection.close(timeout=5)
     return done
+
+
+async def _tell_audit(connection: Any, schema: str, done: list[Migration]) -> None:
+    """Into the audit trail, as a chain of its own. The schema is upgraded whatever becomes of it."""
+    details = json.dumps({"applied": [f"{one.version:04}_{one.name}" for one in done]})
+    event = Event(datetime.now(UTC), "schema.upgrade", schema, details)
+    chain = f"{TOOL}/upgrade/{socket.gethostname()}/{secrets.token_hex(6)}"
+    columns = [[value] for value in follow(chain, TOOL, person(), start(chain), [event])[0]]
+    try:
+        await connection.execute(AuditSql(schema).insert, *columns)
+    except asyncpg.PostgresError as error:
+        logger.warning("the upgrade of schema %s is not in its audit trail: %s", schema, error)
 
 
 async def _apply_next(connection: Any, schema: str) -> Migration | None:

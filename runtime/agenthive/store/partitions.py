@@ -116,6 +116,8 @@ async def maintain_partitions(
         today = today or await server_day(connection)
         for table in tables:
             there = await existing_partitions(connection, schema, table)
+            if there is None:
+                continue  # of a later migration
             for day in wanted(table, today):
                 if table.partition(day) not in there:
                     await connection.execute(_create_partition(schema, table, day))
@@ -149,7 +151,7 @@ async def apply_retention(
         (AUDIT, retention.audit_days),
     ):
         there = await existing_partitions(connection, schema, table)
-        for name in expired(table, there, today, days):
+        for name in expired(table, there or (), today, days):
             if not await _drop(connection, schema, table, name):
                 break  # a later one must not go before it: anchors say where a chain begins
             dropped.append(name)
@@ -157,16 +159,17 @@ async def apply_retention(
     return dropped
 
 
-async def existing_partitions(connection: Any, schema: str, table: PartitionedTable) -> set[str]:
-    """Names of the partitions ``table`` has."""
+async def existing_partitions(connection: Any, schema: str, table: PartitionedTable) -> set[str] | None:
+    """Names of the partitions ``table`` has; None if there is no such table."""
     rows = await connection.fetch(
         """
-        SELECT c.relname FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
-        WHERE i.inhparent = to_regclass($1)
+        SELECT c.relname FROM (SELECT to_regclass($1) AS oid) AS t
+        LEFT JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid LEFT JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
+        WHERE t.oid IS NOT NULL
         """,
         f"{quote(schema)}.{quote(table.name)}",
     )
-    return {row["relname"] for row in rows}
+    return {row["relname"] for row in rows} - {None} if rows else None
 
 
 async def server_day(connection: Any) -> date:
