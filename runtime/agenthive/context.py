@@ -16,7 +16,7 @@ from agenthive.protocol import AgentMessage, Body, DeliveryOptions, MessagePrior
 if TYPE_CHECKING:
     from agenthive.bus import Bus
     from agenthive.settings import Settings
-    from agenthive.store import AgentMetrics, StateStore, Store
+    from agenthive.store import AgentMetrics, AuditTrail, StateStore, Store
 
 T = TypeVar("T")
 
@@ -103,6 +103,15 @@ class AgentContext:
             StoreNotConfigured: this process has no PostgreSQL.
         """
         return self.store.metrics.for_agent(self._resources.agent)
+
+    @property
+    def audit(self) -> AuditTrail:
+        """The audit trail, for what has to be provable: ``await ctx.audit.record("invoice.approve", number)``.
+
+        Raises:
+            StoreNotConfigured: this process has no PostgreSQL.
+        """
+        return self.store.audit
 
     async def send(
         self,

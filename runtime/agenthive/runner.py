@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -21,6 +21,7 @@ from agenthive.agent import Agent
 from agenthive.bus import Bus, BusError
 from agenthive.context import AgentContext, Resources
 from agenthive.health import HealthServer
+from agenthive.journal import Journal
 from agenthive.loader import ConfigurationError, last_line, place
 from agenthive.outage import FIRST_DELAY, Outage
 from agenthive.protocol import describe
@@ -107,6 +108,8 @@ class Runner:
                 self.name, self.settings, bus, self._store, logging.getLogger(f"agent.{self.name}"),
                 asyncio.get_running_loop(),
             )  # fmt: skip
+            if self._store is not None and self.settings.messaging.log == "all":
+                bus.on_sent = Journal(self._store, self.name, self.telemetry).sent
             await self._serve(bus, resources)
 
     async def _listen(self, health: HealthServer) -> int:
@@ -148,6 +151,7 @@ class Runner:
             )
             # What start-up made lives as long as the process: the collector need not walk it again.
             gc.freeze()
+            self._audit("process.start", {"handlers": sorted(self.agent.handlers)[:100]})
             log.info("serving %s: %s", self.name, ", ".join(sorted(self.agent.handlers)))
             self.serving.set()
             async with self._firing(bus):
@@ -159,7 +163,12 @@ class Runner:
                 except Exception:
                     log.exception("stop hook %s failed", hook.where)
             await self._close(consumer)
+            self._audit("process.stop", {"stuck": self.stuck})
             log.info("stopped")
+
+    def _audit(self, action: str, details: dict[str, Any]) -> None:
+        if self._store is not None:
+            self._store.audit.note(action, self.pod, details)
 
     @contextlib.asynccontextmanager
     async def _firing(self, bus: Bus) -> AsyncIterator[None]:
@@ -221,7 +230,8 @@ class Runner:
                 agent=self.name,
                 pool=self.settings.postgres_pool,
                 application_name=self.pod,
-                message_log=self.settings.message_log,
+                message_log=self.settings.messaging.log,
+                process=self.pod,
             )
 
         try:
@@ -230,6 +240,8 @@ class Runner:
             raise ConfigurationError(str(error)) from error
         if store is not None:
             stack.push_async_callback(store.aclose)
+            self.telemetry.message_log_dropped = lambda: store.messages.dropped
+            self.telemetry.audit_rows = lambda: (store.audit.written, store.audit.dropped)
         return store
 
     async def _persist(

@@ -89,6 +89,15 @@ METRICS = {
             "agenthive_topic_missed_total", COUNTER,
             "Messages that a topic dropped before this process could copy them.", ("topic",),
         ),
+        Description(
+            "agenthive_message_log_dropped_total", COUNTER,
+            "Rows of the message log that were lost: PostgreSQL did not keep up or refused them.",
+        ),
+        Description(
+            "agenthive_audit_rows_total", COUNTER,
+            "Rows of the audit trail: written, dropped (of the runtime's own, lost as those of the message log).",
+            ("result",),
+        ),
         Description("agenthive_started_at_seconds", GAUGE, "Unix time this process started."),
         Description("agenthive_info", GAUGE, "Always 1.", ("version",)),
     )
@@ -147,6 +156,9 @@ class Telemetry:
         #: Messages this process copied into the queue, by topic, and those a topic had dropped before.
         self.topic_copies: Counter[str] = Counter()
         self.topic_missed: Counter[str] = Counter()
+        #: Read at each scrape: rows of the message log that were lost; audit rows (written, lost).
+        self.message_log_dropped: Callable[[], int] = lambda: 0
+        self.audit_rows: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self.started_at = time.time()
 
     def for_type(self, message_type: str) -> TypeFigures:
@@ -190,6 +202,8 @@ class Telemetry:
             "agenthive_schedule_slots_total": list(self.firings.items()),
             "agenthive_topic_copies_total": [((topic,), count) for topic, count in self.topic_copies.items()],
             "agenthive_topic_missed_total": [((topic,), count) for topic, count in self.topic_missed.items()],
+            "agenthive_message_log_dropped_total": [((), self.message_log_dropped())],
+            "agenthive_audit_rows_total": list(zip((("written",), ("dropped",)), self.audit_rows(), strict=True)),
             "agenthive_started_at_seconds": [((), self.started_at)],
             "agenthive_info": [((__version__,), 1)],
         }

@@ -46,6 +46,8 @@ def test_everything_counted_is_exposed() -> None:
     figures.topic_copies["news"] += 8
     figures.topic_missed["news"] += 9
     figures.firings["sweep", "fired"] += 2
+    figures.message_log_dropped = lambda: 3
+    figures.audit_rows = lambda: (5, 1)
     found = {
         (name, tuple(label for label in labels if label != ("hive", "h"))): value
         for (name, labels), value in samples(figures).items()
@@ -67,6 +69,9 @@ def test_everything_counted_is_exposed() -> None:
     assert found["agenthive_messages_given_up_total", (agent, ("reason", "expired"))] == 6
     assert found["agenthive_replies_dropped_total", (agent,)] == 7
     assert found["agenthive_schedule_slots_total", (agent, ("result", "fired"), ("schedule", "sweep"))] == 2
+    assert found["agenthive_message_log_dropped_total", (agent,)] == 3
+    assert found["agenthive_audit_rows_total", (agent, ("result", "written"))] == 5
+    assert found["agenthive_audit_rows_total", (agent, ("result", "dropped"))] == 1
     assert found["agenthive_info", (agent, ("version", agenthive.__version__))] == 1
     assert found["agenthive_topic_copies_total", (agent, ("topic", "news"))] == 8
     assert found["agenthive_topic_missed_total", (agent, ("topic", "news"))] == 9

@@ -57,6 +57,8 @@ class Bus:
     def __init__(self, connections: Connections, scope: HiveScope, messaging: Messaging) -> None:
         self.scope = scope
         self.messaging = messaging
+        #: Told of each message that was accepted: sent, asked, published or fired by this process.
+        self.on_sent: Callable[[AgentMessage], None] | None = None
         self._connections = connections
         self._sender = sender_for(connections, messaging.queue, durable=messaging.durability == "replicated")
         self._replies = ReplyReader(connections, scope)
@@ -119,7 +121,7 @@ class Bus:
         recipient or an option that cannot be, or a message larger than the whole queue may be.
         """
         message = accepted_form(message, self.messaging)
-        return await self._sender.send(
+        message_id = await self._sender.send(
             self._of(message.to_agent).gate,
             (
                 lane_of(message.priority),
@@ -130,6 +132,9 @@ class Bus:
             ),
             wait,
         )
+        if self.on_sent is not None and message_id == message.message_id:  # not if another of its key was there
+            self.on_sent(message)
+        return message_id
 
     async def publish(self, topic: str, message: AgentMessage, *, wait: float = SEND_WAIT_SECONDS) -> str:
         """Put ``message`` into ``topic`` and return its id, once Redis has it. Nobody has to be subscribed.
@@ -139,7 +144,10 @@ class Bus:
         how long a Redis that is away is waited for. Raises BusUnavailable, and ValueError for a topic or an option that
         cannot be.
         """
-        return await self._topics.publish(topic, message, wait)
+        message_id = await self._topics.publish(topic, message, wait)
+        if self.on_sent is not None:
+            self.on_sent(message)
+        return message_id
 
     async def topics(self) -> list[TopicStats]:
         """Figures of the hive's topics, sorted: those that hold anything and those that agents are subscribed to.
@@ -411,6 +419,8 @@ class Bus:
             f"{packed_options(message, self.messaging)} f1".lstrip(),
         )
         ((outcome, now),) = await self._connections.execute([command], sends=True)
+        if self.on_sent is not None and Firing(outcome) is Firing.FIRED:
+            self.on_sent(message)
         return Firing(outcome), now
 
     def consumer(
