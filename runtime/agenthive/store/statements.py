@@ -100,10 +100,10 @@ class MetricsSql:
         """Type $3 between $1 and $2 (of agent $6) by steps of $4, with percentile $5 or without where that is null."""
         of_agent = "AND agent_name = $6" if agent else ""
         # Buckets begin at multiples of the step counted from a Monday: those of a day, an hour or a week where people
-        # expect it.
+        # expect it. No avg(): it squares the values, and so fails at 1e154.
         return f"""
             SELECT date_bin($4, timestamp, '2001-01-01 00:00:00+00') AS start, count(*) AS count,
-                min(value) AS minimum, avg(value) AS average, max(value) AS maximum, sum(value) AS total,
+                min(value) AS minimum, sum(value) / count(*) AS average, max(value) AS maximum, sum(value) AS total,
                 (array_agg(value ORDER BY timestamp DESC, id DESC))[1] AS last,
                 percentile_cont($5::float8) WITHIN GROUP (ORDER BY value) AS percentile
             FROM {self._table}
