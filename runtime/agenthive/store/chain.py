@@ -10,7 +10,7 @@ import getpass
 import hashlib
 import os
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -250,15 +250,3 @@ def person() -> str:
     with suppress(OSError, KeyError):  # a user that no passwd file knows
         user = getpass.getuser()
     return f"{user}@{socket.gethostname()}"
-
-
-def verify_rows(
-    rows: Sequence[AuditRow],
-    *,
-    anchors: Mapping[str, Head] | None = None,
-    checkpoint: Mapping[str, Head] | None = None,
-) -> list[Finding]:
-    """Check rows in any order at once: those of an export, or of a test."""
-    verifier = Verifier(checkpoint)
-    verifier.feed(sorted(rows, key=lambda row: (row.chain.encode(), row.seq, row.at)), anchors or {})
-    return verifier.finish(anchors or {})

@@ -143,19 +143,21 @@ async def apply_retention(
     Returns:
         Names of the partitions this call dropped.
     """
-    today = today or await server_day(connection)
+    kept = ((METRICS, retention.metrics_days), (MESSAGES, retention.messages_days), (AUDIT, retention.audit_days))
+    async with connection.transaction():  # all that is read and written is in one, for PgBouncer's sake
+        today = today or await server_day(connection)
+        old = {
+            table: expired(table, await existing_partitions(connection, schema, table) or (), today, days)
+            for table, days in kept
+        }
     dropped = []
-    for table, days in (
-        (METRICS, retention.metrics_days),
-        (MESSAGES, retention.messages_days),
-        (AUDIT, retention.audit_days),
-    ):
-        there = await existing_partitions(connection, schema, table)
-        for name in expired(table, there or (), today, days):
+    for table, names in old.items():
+        for name in names:
             if not await _drop(connection, schema, table, name):
                 break  # a later one must not go before it: anchors say where a chain begins
             dropped.append(name)
-    await connection.execute(_forget_anchors(schema), today - timedelta(days=retention.audit_days))
+    async with connection.transaction():
+        await connection.execute(_forget_anchors(schema), today - timedelta(days=retention.audit_days))
     return dropped
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agenthive.store.audit import dump_checkpoint, load_checkpoint
-from agenthive.store.chain import AuditRow, Event, Finding, Head, digest, follow, head_of, row_hash, start, verify_rows
+from agenthive.store.chain import AuditRow, Event, Finding, Head, Verifier, digest, follow, head_of, row_hash, start
 from agenthive.store.errors import InvalidValue
 
 NOW = datetime(2026, 5, 4, 3, 2, 1, 999_999, tzinfo=UTC)
@@ -32,6 +32,17 @@ def chains(draw: st.DrawFn, least: int = 1) -> list[AuditRow]:
         for name in ("a/p/1", "a/p/2", "b/p/1")[: draw(st.integers(1, 3))]
         for row in chain_of(name, draw(st.lists(EVENTS, min_size=least, max_size=6)))
     ]
+
+
+def verify_rows(
+    rows: list[AuditRow], *, anchors: dict[str, Head] | None = None, checkpoint: dict[str, Head] | None = None
+) -> list[Finding]:
+    """As the store does it: in the order of the primary key, page by page."""
+    verifier = Verifier(checkpoint)
+    rows = sorted(rows, key=lambda row: (row.chain.encode(), row.seq, row.at))
+    for first in range(0, len(rows), 2):
+        verifier.feed(rows[first : first + 2], anchors or {})
+    return verifier.finish(anchors or {})
 
 
 def checkpoint_of(rows: list[AuditRow]) -> dict[str, Head]:
