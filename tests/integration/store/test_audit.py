@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -309,3 +309,51 @@ async def test_a_page_is_read_off_the_primary_keys(store: Store) -> None:
     heads = await store.audit.heads()
     assert len(heads) == 21
     assert heads["/7"].seq == 1000
+
+
+async def test_rows_that_are_refused_when_sent_again_end_their_chain(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await store.audit.record("x", "1")
+    chain = store.audit.chain
+    [first] = await rows_of(store)
+    refused = first._replace(seq=2, agent="another", previous=first.hash)  # the constraint on the chain's name
+    monkeypatch.setattr(store.audit, "_unconfirmed", [refused])
+    await store.audit.record("x", "2")
+    assert store.audit.chain != chain
+    assert store.audit.dropped == 1
+    assert "audit_log_chain" in caplog.text
+    assert [(row.chain == chain, row.seq, row.subject) for row in await rows_of(store)].count((False, 1, "2")) == 1
+    assert await findings(store) == []
+
+
+@pytest.mark.parametrize("back", [True, False])
+async def test_closing_sends_what_was_not_confirmed_once_more(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, back: bool
+) -> None:
+    store, other = await connect(), await connect("other")
+    run = store._database.run
+
+    async def away(work: Any, **options: Any) -> Any:
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr(store._database, "run", away)
+    with pytest.raises(StoreUnavailable):
+        await store.audit.record("x", "1")
+    if back:
+        monkeypatch.setattr(store._database, "run", run)
+    await store.aclose()
+    assert [row.subject for row in await rows_of(other)] == (["1"] if back else [])
+    assert ("the store was closed before PostgreSQL confirmed them" in caplog.text) is not back
+
+
+async def test_without_prepared_statements_as_behind_a_pooler(connect: Connect, hive_url: str) -> None:
+    store = await connect(url=f"{hive_url}?statement_cache_size=0")
+    await asyncio.gather(*(store.audit.record("x", str(n)) for n in range(10)))
+    assert await findings(store, await store.audit.heads()) == []
+    assert await store.maintain() == []
+    await store.metrics.record("a", "m", 1)
+    assert len(await store.metrics.query()) == 1
+    now = datetime.now(UTC)
+    window = {"since": now - timedelta(hours=1), "until": now + timedelta(hours=1)}
+    assert len(await store.metrics.series("m", step=timedelta(days=7), **window)) == 1
