@@ -127,17 +127,33 @@ class _PooledConnection(_Base):
     """A connection that skips the session reset after a loan to the store's own lanes, which leave nothing behind."""
 
     _clean = False
-    #: What the server answered to the last statement that asked for no rows: to a COMMIT of a transaction in which a
-    #: statement had failed, ``ROLLBACK``, and asyncpg says nothing.
+    _before = _behind = ""
+    #: What the server answered to the last statement that asked for no rows.
     last_status = ""
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
+        if not args and (self._before or self._behind):
+            query = f"{self._before};{query};{self._behind}"
+            self._before = self._behind = ""
         self.last_status = status = await super().execute(query, *args, timeout=timeout)
         return status
+
+    def begin_with(self, statements: str) -> None:
+        """Have ``statements`` follow the BEGIN that is next in the same message."""
+        self._behind = statements
+
+    def commit_and_reset(self) -> None:
+        """Have the COMMIT that is next fail if a statement of the transaction has, and clear the session behind it.
+
+        PostgreSQL answers the COMMIT of a failed transaction with ROLLBACK, which asyncpg passes over; any other
+        statement before it is an error.
+        """
+        self._before, self._behind = "SELECT 1", super().get_reset_query()
 
     def leaves_clean(self, clean: bool) -> None:
         """Say whether this loan leaves the session as it found it."""
         self._clean = clean
+        self._before = self._behind = ""
 
     def abandon(self) -> None:
         """Cut the connection, if it is not cut already."""
@@ -374,6 +390,14 @@ class Loan:
         self._connection: Any = None
         self._leaves_clean: Callable[[bool], None]
         self._abandon: Callable[[], None]
+
+    def is_clean(self) -> None:
+        """The session was cleared by the last statement."""
+        self._reset = False
+
+    def cut(self) -> None:
+        """Whatever is going on in the connection: end it, and have the pool make another one."""
+        self._abandon()
 
     async def __aenter__(self) -> Connection:
         database = self._database

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
-from agenthive.store.naming import quote
+from agenthive.store.naming import literal, quote
 
 _ALIVE = "(expires_at IS NULL OR expires_at > clock_timestamp())"
 _BIRTH = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
@@ -117,13 +118,7 @@ class TransactionSql:
 
     def __init__(self, schema: str) -> None:
         inbox, outbox = f"{quote(schema)}.inbox", f"{quote(schema)}.outbox"
-        # A second handling of the message waits here for the end of the first. That of a machine which is gone is ended
-        # by the server, hence the limit, which lasts as long as the transaction.
-        self.mark = f"""
-            INSERT INTO {inbox} (agent, message_id, keep_until) VALUES ($1, $2, now() + $3 * interval '1 second')
-            ON CONFLICT DO NOTHING
-            RETURNING set_config('idle_in_transaction_session_timeout', $4, true)
-        """
+        self._inbox = inbox
         # Not now(), which is when the transaction began: the sweep would take what was written at the end of a long one
         # for what a dead process has left. Rows of one statement are in the order of their ids.
         self.insert = f"""
@@ -164,6 +159,19 @@ class TransactionSql:
                 ) RETURNING 1
             )
             SELECT count(*) FROM gone
+        """
+
+    def mark(self, agent: str, message_id: str, keep_seconds: float, idle_seconds: int) -> str:
+        """What follows the BEGIN of a handling: its status is ``INSERT 0 1``, or ``INSERT 0 0`` if the mark is there.
+
+        A second handling of the message waits for the end of the first. That of a machine which is gone is ended by the
+        server, hence the limit, which lasts as long as the transaction.
+        """
+        return f"""
+            SET LOCAL idle_in_transaction_session_timeout = '{idle_seconds}s';
+            INSERT INTO {self._inbox} (agent, message_id, keep_until)
+            VALUES ({literal(agent)}, {literal(message_id)}, now() + {math.ceil(keep_seconds)} * interval '1 second')
+            ON CONFLICT DO NOTHING
         """
 
 

@@ -39,6 +39,12 @@ LOOK_SECONDS = 2.0
 #: Connections of the pool that transactions leave to everything else.
 SPARED_CONNECTIONS = 2
 DAY_SECONDS = 86_400
+#: PostgreSQL's calendar ends somewhere: a mark is kept for a thousand years at most.
+LONGEST_SECONDS = 365_000 * DAY_SECONDS
+SPOILED = (
+    "the transaction was rolled back: a statement in it had failed, and the block caught its error. "
+    "Let it pass, or put the statement into a savepoint: async with tx.connection.transaction()"
+)
 
 
 class Transactions:
@@ -275,14 +281,15 @@ class Transaction:
             self.connection = await loan.__aenter__()
             self._loan, self._block = loan, self.connection.transaction(isolation="read_committed")
             try:
+                if message is not None:
+                    keep = min(shared.inbox_seconds + message.ttl, LONGEST_SECONDS)
+                    mark = shared.outbox.sql.mark(shared.agent, message.message_id, keep, IDLE_SECONDS)
+                    self.connection.begin_with(mark)
                 await self._block.start()
-                if message is None:
-                    return True
-                keep = shared.inbox_seconds + message.ttl
-                arguments = (shared.agent, message.message_id, keep, f"{IDLE_SECONDS}s")
-                return await self.connection.fetchrow(shared.outbox.sql.mark, *arguments) is not None
+                return message is None or self.connection.last_status == "INSERT 0 1"
             except BaseException as error:
-                await self._roll_back(error)
+                loan.cut()
+                await loan.__aexit__(type(error), error, None)
                 raise
 
         with shared.database.translating():
@@ -326,25 +333,26 @@ class Transaction:
         committed = False
         try:
             cancelled = await self._say_commit()
-            if self.connection.last_status != "COMMIT":
-                raise StoreError(
-                    "the transaction was rolled back: a statement in it had failed, and the block caught its error. "
-                    "Let it pass, or put the statement into a savepoint: async with tx.connection.transaction()"
-                )
             committed = True
+            self._loan.is_clean()
             self._committed(items)
             if self._written and shared.on_written is not None:
                 await shared.on_written(list(self._written))
         except BaseException as error:
-            await self._loan.__aexit__(type(error), error, error.__traceback__)
             if not committed:
-                self._count(telemetry.IN_DOUBT if is_broken(error) else telemetry.ROLLED_BACK)
-                if is_connection_loss(error):
-                    raise StoreUnavailable(
-                        f"PostgreSQL at {shared.database.address.where}: the connection was lost while a transaction "
-                        "was being committed, and whether it was committed cannot be told. Its message is not handled "
-                        "twice for that: the redelivery finds what was committed"
-                    ) from error
+                self._loan.cut()
+            await self._loan.__aexit__(type(error), error, None)
+            if committed:
+                raise
+            self._count(telemetry.IN_DOUBT if is_broken(error) else telemetry.ROLLED_BACK)
+            if is_connection_loss(error):
+                raise StoreUnavailable(
+                    f"PostgreSQL at {shared.database.address.where}: the connection was lost while a transaction was "
+                    "being committed, and whether it was committed cannot be told. Its message is not handled twice "
+                    "for that: the redelivery finds what was committed"
+                ) from error
+            if isinstance(error, asyncpg.InFailedSQLTransactionError):
+                raise StoreError(SPOILED) from error
             raise
         await self._loan.__aexit__(None, None, None)
         if cancelled is not None:
@@ -372,13 +380,17 @@ class Transaction:
         ids = sorted(codec.new_id() for _ in outgoing)
         documents = [message.to_json().decode() for *_, message in outgoing]
         now = codec.utc_now()
-        with shared.database.translating():
+        try:
             await self.connection.execute(
                 shared.outbox.sql.insert,
                 shared.agent, cause, ids, [kind for kind, *_ in outgoing],
                 [message.message_id for *_, message in outgoing], [recipient for _, recipient, _ in outgoing],
                 documents, DUE_SECONDS,
             )  # fmt: skip
+        except asyncpg.InFailedSQLTransactionError as error:
+            raise StoreError(SPOILED) from error
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise shared.database.explain(error) from error
         return [
             (OutboxRow(row, cause, kind, message.message_id, recipient, len(document), now), message)
             for row, document, (kind, recipient, message) in zip(ids, documents, outgoing, strict=True)
@@ -386,6 +398,7 @@ class Transaction:
 
     async def _say_commit(self) -> asyncio.CancelledError | None:
         """COMMIT. Who is cancelled meanwhile hears of it once the outcome is known: the error, still to be raised."""
+        self.connection.commit_and_reset()
         commit = asyncio.ensure_future(self._block.commit())
         try:
             await asyncio.shield(commit)
