@@ -83,14 +83,6 @@ class Outbox:
         arguments = (self._agent, limit, DUE_SECONDS, MOST_DUE_SECONDS, within)
         return await self._rows(self.sql.take, *arguments)
 
-    async def find(self, ids: Collection[uuid.UUID]) -> list[OutboxRow]:
-        """The rows that are still there of ``ids``, in the order they were written.
-
-        Raises:
-            StoreUnavailable: as ``handled``.
-        """
-        return await self._rows(self.sql.find, self._agent, list(ids))
-
     async def _rows(self, statement: str, *arguments: object) -> list[OutboxRow]:
         with self._database.translating():
             rows = await self._database.run(lambda connection: connection.fetch(statement, *arguments))

@@ -128,7 +128,6 @@ class TransactionSql:
             FROM unnest($3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[])
                 AS i (id, kind, message_id, recipient, document)
         """
-        columns = "id, cause, kind, message_id, recipient, octet_length(document) AS size, created_at"
         # What is known of messages that may have been handled before; a row for each that was, and for each row of its
         # outbox.
         self.handled = f"""
@@ -149,7 +148,6 @@ class TransactionSql:
             FROM due WHERE o.id = due.id AND o.agent = $1
             RETURNING o.id, o.cause, o.kind, o.message_id, o.recipient, octet_length(o.document) AS size, o.created_at
         """
-        self.find = f"SELECT {columns} FROM {outbox} WHERE agent = $1 AND id = ANY($2::uuid[])"
         self.documents = f"SELECT id, document FROM {outbox} WHERE agent = $1 AND id = ANY($2::uuid[])"
         self.delete = f"DELETE FROM {outbox} WHERE agent = $1 AND id = ANY($2::uuid[])"
         self.forget = f"""

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from typing import Any
 
 import asyncpg
 import pytest
-from tests.integration.agent.conftest import Hive, eventually
-from tests.integration.transactions.conftest import Ledger, Surroundings
+from tests.integration.agent.conftest import Hive, eventually, hive_on
+from tests.integration.transactions.conftest import MESSAGING, Ledger, Surroundings
 
 import agenthive.testing
 from agenthive import Agent, Context
 from agenthive.bus import RequestTimeout
 from agenthive.context import StoreNotConfigured
 from agenthive.protocol import AgentMessage
-from agenthive.store import StoreError, StoreUnavailable
+from agenthive.store import StoreError, StoreUnavailable, schema_name, upgrade
 
 INSERT = "INSERT INTO public.ledger VALUES ($1)"
 
@@ -119,9 +118,11 @@ async def test_one_transaction_at_a_time_and_one_commit(hive: Hive, ledger: Ledg
         seen.append(True)
 
     await hive.start(agent)
-    await hive.ask("worker")
+    strange = "it's \\ \"an\" id; -- 'DROP' é 🐝"
+    await hive.ask("worker", message_id=strange)
     assert seen == [True]
     assert await ledger.effects() == ["once"]
+    assert await ledger.marks() == [strange]
 
 
 @pytest.mark.parametrize("kind", ["raises", "time limit", "drain", "no json"])
@@ -160,7 +161,7 @@ def message_to(agent: str, message_id: str, **body: Any) -> AgentMessage:
     return AgentMessage(from_agent="test", to_agent=agent, message_type="x", message_id=message_id, body=body)
 
 
-async def test_an_id_names_one_message_for_good(hive: Hive, ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_id_names_one_message_for_good(hive: Hive, ledger: Ledger) -> None:
     agent, runs = Agent("worker"), []
 
     @agent.on("x")
@@ -178,9 +179,11 @@ async def test_an_id_names_one_message_for_good(hive: Hive, ledger: Ledger, capl
     await hive.until(lambda: runner.telemetry.transactions["already_handled"] == 1, "the mark was found")
     assert (await hive.final("worker", "m1")).status == "delivered"
     assert runs == [{"n": 1}, "went on", {"n": 2}]
+    with pytest.raises(RequestTimeout):  # there is no reply any more, and no second effect
+        await hive.bus.request(message_to("worker", "m1", n=3), 1)
+    assert (await hive.final("worker", "m1")).status == "delivered"
     assert await ledger.effects() == ["m1"]
-    with caplog.at_level(logging.INFO):
-        assert runner.telemetry.types["x"].results["delivered"] == 2
+    assert runner.telemetry.types["x"].results["delivered"] == 3
 
 
 async def test_a_redelivery_finds_the_mark_before_the_handler_runs(hive: Hive, ledger: Ledger) -> None:
@@ -474,3 +477,87 @@ async def test_a_lost_answer_to_the_commit_is_found_out_by_the_redelivery(
     assert len(errors) == 2
     assert all("whether it was committed cannot be told" in error for error in errors)
     assert runner.telemetry.transactions["in_doubt"] == 2
+
+
+async def test_a_handling_that_waits_for_another_one_can_be_stopped(hive: Hive, ledger: Ledger) -> None:
+    agent = Agent("worker")
+    inserting(agent)
+    runner = await hive.start(
+        agent,
+        postgres_pool={"max_size": 1},
+        messaging={"retry_delay_seconds": 0.01, "max_retries": 100, "handler_timeout_seconds": 0.5},
+    )
+    other = ledger.connection.transaction()  # another process is about to handle it, and then does not
+    await other.start()
+    await ledger.connection.execute(
+        f"INSERT INTO \"{ledger.schema}\".inbox VALUES ('worker', 'm1', now(), now() + interval '1 day')"
+    )
+    asking = asyncio.create_task(hive.ask("worker", message_id="m1"))
+    await hive.until(lambda: runner.telemetry.types["x"].results["timed_out"] >= 2, "two that were stopped")
+    await other.rollback()
+    assert await asking == "done"
+    assert await ledger.effects() == ["m1"]
+
+
+async def test_one_that_sits_idle_is_ended_by_the_server(
+    hive: Hive, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agenthive.store.transaction.IDLE_SECONDS", 1)
+    agent, ended = Agent("worker"), []
+
+    @agent.on("x")
+    async def handle(message: AgentMessage, ctx: Context) -> None:
+        try:
+            async with ctx.transaction() as tx:
+                await tx.execute(INSERT, str(ctx.attempt))
+                while ctx.attempt == 1 and not tx.connection.is_closed():  # noqa: ASYNC110 - asyncpg tells nobody
+                    await asyncio.sleep(0.05)
+        except (StoreUnavailable, asyncpg.InterfaceError) as error:
+            ended.append(error)
+            raise
+
+    runner = await hive.start(agent)
+    assert await hive.ask("worker") is None
+    assert len(ended) == 1
+    assert await ledger.effects() == ["2"]
+    assert runner.telemetry.transactions == {"rolled_back": 1, "committed": 1}
+
+
+async def test_a_redelivery_does_not_wait_for_postgresql(
+    own_postgres: Any, redis_url: str, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agenthive.store.transaction.LOOK_SECONDS", 0.2)
+    async with hive_on(redis_url, unique, messaging=MESSAGING, postgres_url=own_postgres.url()) as hive:
+        await upgrade(own_postgres.url(), schema_name(hive.settings.scope))
+        agent = Agent("worker")
+
+        @agent.on("x")
+        async def handle(message: AgentMessage, ctx: Context) -> int:
+            if ctx.attempt == 1:
+                own_postgres.kill()
+                raise ValueError
+            return ctx.attempt
+
+        await hive.start(agent)
+        assert await hive.ask("worker") == 2
+        await asyncio.to_thread(own_postgres.start)
+
+
+async def test_entering_waits_for_postgresql_to_come_back(own_postgres: Any, redis_url: str, unique: str) -> None:
+    async with hive_on(redis_url, unique, messaging=MESSAGING, postgres_url=own_postgres.url()) as hive:
+        await upgrade(own_postgres.url(), schema_name(hive.settings.scope))
+        agent = Agent("worker")
+
+        @agent.on("x")
+        async def handle(message: AgentMessage, ctx: Context) -> int:
+            async with ctx.transaction() as tx:
+                return int(await tx.fetchval("SELECT 1"))
+
+        runner = await hive.start(agent)
+        assert await hive.ask("worker") == 1
+        own_postgres.kill()
+        asking = asyncio.create_task(hive.ask("worker"))
+        await hive.until(lambda: runner.telemetry.in_flight() == 1, "the handler waits")
+        await asyncio.to_thread(own_postgres.start)
+        assert await asking == 1
+        assert runner.telemetry.types["x"].results["failed"] == 0
