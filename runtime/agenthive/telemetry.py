@@ -28,6 +28,14 @@ DELIVERED, FAILED, RETRIED, REJECTED, TIMED_OUT, RELEASED, LEASE_LOST = RESULTS 
     "lease_lost",
 )
 
+#: What can become of a transaction.
+COMMITTED, ROLLED_BACK, ALREADY_HANDLED, IN_DOUBT = TRANSACTION_RESULTS = (
+    "committed",
+    "rolled_back",
+    "already_handled",
+    "in_doubt",
+)
+
 #: The ``type`` label of messages nobody handles: what a stranger sends must not make a label of its own.
 UNKNOWN_TYPE = "(unknown)"
 
@@ -69,12 +77,14 @@ METRICS = {
         ),
         Description(
             "agenthive_bus_errors_total", COUNTER,
-            "Calls to Redis that failed, by operation: connect, start, claim, settle, schedule, handler.",
+            "Calls to Redis that failed, by operation: connect, start, claim, settle, schedule, outbox, "
+            "handler.",
             ("operation",),
         ),
         Description(
             "agenthive_store_errors_total", COUNTER,
-            "Calls to PostgreSQL that failed, by operation: connect, check, message_log, handler.", ("operation",),
+            "Calls to PostgreSQL that failed, by operation: connect, check, message_log, outbox, handler.",
+            ("operation",),
         ),
         Description(
             "agenthive_schedule_slots_total", COUNTER,
@@ -97,6 +107,17 @@ METRICS = {
             "agenthive_audit_rows_total", COUNTER,
             "Rows of the audit trail: written, dropped (of the runtime's own, lost as those of the message log).",
             ("result",),
+        ),
+        Description(
+            "agenthive_transactions_total", COUNTER,
+            "Transactions of handlers and hooks, by result: committed, rolled_back, already_handled (the message's "
+            "effects were committed before), in_doubt (PostgreSQL was lost during the commit).",
+            ("result",),
+        ),
+        Description("agenthive_outbox_sent_total", COUNTER, "Messages of committed transactions that Redis has taken."),
+        Description(
+            "agenthive_outbox_waiting", GAUGE,
+            "Messages of committed transactions, in the care of this process, that have no final status yet.",
         ),
         Description("agenthive_started_at_seconds", GAUGE, "Unix time this process started."),
         Description("agenthive_info", GAUGE, "Always 1.", ("version",)),
@@ -159,6 +180,10 @@ class Telemetry:
         #: Read at each scrape: rows of the message log that were lost; audit rows (written, lost).
         self.message_log_dropped: Callable[[], int] = lambda: 0
         self.audit_rows: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        self.transactions: Counter[str] = Counter()
+        self.outbox_sent = 0
+        #: Read at each scrape: messages of transactions that have no final status yet.
+        self.outbox_waiting: Callable[[], int] = lambda: 0
         self.started_at = time.time()
 
     def for_type(self, message_type: str) -> TypeFigures:
@@ -204,6 +229,9 @@ class Telemetry:
             "agenthive_topic_missed_total": [((topic,), count) for topic, count in self.topic_missed.items()],
             "agenthive_message_log_dropped_total": [((), self.message_log_dropped())],
             "agenthive_audit_rows_total": list(zip((("written",), ("dropped",)), self.audit_rows(), strict=True)),
+            "agenthive_transactions_total": [((result,), count) for result, count in self.transactions.items()],
+            "agenthive_outbox_sent_total": [((), self.outbox_sent)],
+            "agenthive_outbox_waiting": [((), self.outbox_waiting())],
             "agenthive_started_at_seconds": [((), self.started_at)],
             "agenthive_info": [((__version__,), 1)],
         }

@@ -19,6 +19,7 @@ from agenthive.store.messages import MessageLog, checked_policy
 from agenthive.store.metrics import MetricsStore
 from agenthive.store.migrate import applied_versions, require_current
 from agenthive.store.naming import schema_name
+from agenthive.store.outbox import Outbox
 from agenthive.store.partitions import apply_retention
 from agenthive.store.state import StateLanes, StateStore
 
@@ -37,6 +38,7 @@ class Store:
         metrics: the hive's ``agent_metrics``.
         messages: the log of what became of messages.
         audit: what this process has done, for those who have to prove it.
+        outbox: what transactions have committed and is not at an end; see ``ctx.transaction()``.
         pool: the asyncpg pool, for SQL of one's own; JSON columns come as Python values. ``search_path`` is not set:
             name the schema.
     """
@@ -51,6 +53,7 @@ class Store:
         self.metrics = MetricsStore(database, schema)
         self.messages = MessageLog(database, schema, agent, policy=checked_policy(message_log))
         self.audit = AuditTrail(database, schema, agent, actor=process, process=process)
+        self.outbox = Outbox(database, schema, agent)
 
     @classmethod
     async def connect(
@@ -123,7 +126,8 @@ class Store:
         retention: Retention = Retention(),  # noqa: B008 - immutable
         today: date | None = None,
     ) -> list[str]:
-        """Housekeeping, to be called daily: partitions ahead, expired documents, what is past its retention.
+        """Housekeeping, to be called daily: partitions ahead, expired documents, marks of messages that were
+        handled long ago, what is past its retention.
 
         Args:
             retention: how long what is kept.
@@ -138,6 +142,8 @@ class Store:
         """
         made = await self.metrics.maintain(today=today)
         while await self._lanes.purge_expired():
+            pass
+        while await self.outbox.forget():
             pass
         await self.retain(retention, today=today)
         return made
@@ -155,12 +161,8 @@ class Store:
 
     async def aclose(self, timeout: float = CLOSE_SECONDS) -> None:
         """Write what waits, then close the pool; what is not written after ``timeout`` seconds fails or is dropped."""
-        await asyncio.gather(
-            self._lanes.aclose(timeout),
-            self.metrics.aclose(timeout),
-            self.messages.aclose(timeout),
-            self.audit.aclose(timeout),
-        )
+        parts = (self._lanes, self.metrics, self.messages, self.audit, self.outbox)
+        await asyncio.gather(*(part.aclose(timeout) for part in parts))
         await self._database.aclose()
 
     async def __aenter__(self) -> Self:

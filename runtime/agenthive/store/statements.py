@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
-from agenthive.store.naming import quote
+from agenthive.store.naming import literal, quote
 
 _ALIVE = "(expires_at IS NULL OR expires_at > clock_timestamp())"
 _BIRTH = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
@@ -34,6 +35,11 @@ class StateSql:
             ON CONFLICT (agent, key) DO UPDATE SET value = excluded.value, version = s.version + 1,
                 expires_at = excluded.expires_at, updated_at = excluded.updated_at
             RETURNING s.agent, s.key, s.version
+        """
+        # For transactions: nobody else reads it to change it until they end.
+        self.read_locked = f"""
+            SELECT value::text AS value, version, {_ALIVE} AS alive FROM {table}
+            WHERE agent = $1 AND key = $2 FOR UPDATE
         """
         # One row at least, for the birth; the rest of it is null where no key has a row.
         self.lock = f"""
@@ -159,6 +165,66 @@ class AuditSql:
                 SELECT n.* FROM heads h CROSS JOIN LATERAL ({last.format("WHERE chain < h.chain")}) n
             )
             SELECT chain, seq, at, hash FROM heads ORDER BY chain
+        """
+
+
+class TransactionSql:
+    """Statements on ``inbox`` and ``outbox``. Each names the agent, whose rows alone its role may see."""
+
+    def __init__(self, schema: str) -> None:
+        inbox, outbox = f"{quote(schema)}.inbox", f"{quote(schema)}.outbox"
+        self._inbox = inbox
+        # Not now(), which is when the transaction began: the sweep would take what was written at the end of a long one
+        # for what a dead process has left. Rows of one statement are in the order of their ids.
+        self.insert = f"""
+            INSERT INTO {outbox} (id, agent, cause, kind, message_id, recipient, document, created_at, due_at)
+            SELECT i.id, $1, $2, i.kind, i.message_id, i.recipient, i.document, statement_timestamp(),
+                statement_timestamp() + $8 * interval '1 second'
+            FROM unnest($3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[])
+                AS i (id, kind, message_id, recipient, document)
+        """
+        # What is known of messages that may have been handled before; a row for each that was, and for each row of its
+        # outbox.
+        self.handled = f"""
+            SELECT i.message_id AS mark, o.id, o.cause, o.kind, o.message_id, o.recipient,
+                octet_length(o.document) AS size, o.created_at,
+                CASE WHEN o.kind = 'reply' THEN o.document END AS document
+            FROM {inbox} AS i LEFT JOIN {outbox} AS o ON o.agent = i.agent AND o.cause = i.message_id
+            WHERE i.agent = $1 AND i.message_id = ANY($2::text[])
+        """
+        self.take = f"""
+            WITH due AS (
+                SELECT id FROM {outbox} WHERE agent = $1 AND due_at < clock_timestamp() + $5 * interval '1 second'
+                ORDER BY due_at LIMIT $2 FOR UPDATE SKIP LOCKED
+            )
+            UPDATE {outbox} AS o
+            SET tries = o.tries + 1,
+                due_at = clock_timestamp() + least($3 * 2.0 ^ least(o.tries, 30), $4) * interval '1 second'
+            FROM due WHERE o.id = due.id AND o.agent = $1
+            RETURNING o.id, o.cause, o.kind, o.message_id, o.recipient, octet_length(o.document) AS size, o.created_at
+        """
+        self.documents = f"SELECT id, document FROM {outbox} WHERE agent = $1 AND id = ANY($2::uuid[])"
+        self.delete = f"DELETE FROM {outbox} WHERE agent = $1 AND id = ANY($2::uuid[])"
+        self.forget = f"""
+            WITH gone AS (
+                DELETE FROM {inbox} WHERE (agent, message_id) IN (
+                    SELECT agent, message_id FROM {inbox} WHERE keep_until < now() LIMIT $1 FOR UPDATE SKIP LOCKED
+                ) RETURNING 1
+            )
+            SELECT count(*) FROM gone
+        """
+
+    def mark(self, agent: str, message_id: str, keep_seconds: float, idle_seconds: int) -> str:
+        """What follows the BEGIN of a handling: its status is ``INSERT 0 1``, or ``INSERT 0 0`` if the mark is there.
+
+        A second handling of the message waits for the end of the first. That of a machine which is gone is ended by the
+        server, hence the limit, which lasts as long as the transaction.
+        """
+        return f"""
+            SET LOCAL idle_in_transaction_session_timeout = '{idle_seconds}s';
+            INSERT INTO {self._inbox} (agent, message_id, keep_until)
+            VALUES ({literal(agent)}, {literal(message_id)}, now() + {math.ceil(keep_seconds)} * interval '1 second')
+            ON CONFLICT DO NOTHING
         """
 
 
