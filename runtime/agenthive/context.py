@@ -15,6 +15,7 @@ from agenthive.protocol import AgentMessage, Body, DeliveryOptions, MessagePrior
 
 if TYPE_CHECKING:
     from agenthive.bus import Bus
+    from agenthive.cache import Cache
     from agenthive.settings import Settings
     from agenthive.store import AgentMetrics, StateStore, Store
 
@@ -41,6 +42,11 @@ class Resources:
     store: Store | None
     log: logging.Logger
     loop: asyncio.AbstractEventLoop
+    cache: Cache | None = None
+
+
+#: What the agent that runs here shares: in its hooks, its handlers, and all that they start.
+surroundings: ContextVar[Resources | None] = ContextVar("agenthive_surroundings", default=None)
 
 
 class AgentContext:

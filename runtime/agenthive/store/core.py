@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import date
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import asyncpg
 
@@ -18,6 +18,9 @@ from agenthive.store.metrics import MetricsStore
 from agenthive.store.migrate import applied_versions, require_current
 from agenthive.store.naming import schema_name
 from agenthive.store.state import StateLanes, StateStore
+
+if TYPE_CHECKING:
+    from agenthive.cache import Cache
 
 CLOSE_SECONDS = 10.0
 PING_SECONDS = 2.0
@@ -35,11 +38,19 @@ class Store:
             name the schema.
     """
 
-    def __init__(self, database: Database, schema: str, agent: str, *, message_log: str = "failures") -> None:
+    def __init__(
+        self,
+        database: Database,
+        schema: str,
+        agent: str,
+        *,
+        message_log: str = "failures",
+        cache: Cache | None = None,
+    ) -> None:
         self._database = database
-        self._lanes = StateLanes(database, schema)
+        self._lanes = StateLanes(database, schema, cache)
         self.schema = schema
-        self.state = StateStore(self._lanes, check_key(agent, "agent"))
+        self.state = StateStore(self._lanes, check_key(agent, "agent"), cached=True)
         self.metrics = MetricsStore(database, schema)
         self.messages = MessageLog(database, schema, agent, policy=checked_policy(message_log))
 
@@ -53,6 +64,7 @@ class Store:
         pool: PostgresPool = PostgresPool(),  # noqa: B008 - immutable
         application_name: str = "agenthive",
         message_log: str = "failures",
+        cache: Cache | None = None,
         wait_seconds: float = 0.0,
     ) -> Self:
         """Open the pool and check that the hive's schema is the one this code needs.
@@ -65,6 +77,7 @@ class Store:
             pool: sizes of the pool.
             application_name: what ``pg_stat_activity`` shows.
             message_log: ``failures`` or ``all``.
+            cache: what ``state.get`` goes through, and every write is told to; closed by its owner, after the store.
             wait_seconds: how long to keep trying while PostgreSQL cannot be reached.
 
         Raises:
@@ -81,7 +94,7 @@ class Store:
             with database.translating():
                 applied = await database.run(lambda connection: applied_versions(connection, schema), retry=False)
             require_current(max(applied, default=0), schema, database.address.where)
-            return cls(database, schema, agent, message_log=message_log)
+            return cls(database, schema, agent, message_log=message_log, cache=cache)
         except BaseException:
             await database.aclose()
             raise
