@@ -22,27 +22,23 @@ whatever replaced it meanwhile, hence as long after any write that it does not k
 loses its last second, or a replica that takes over, may bring back. The writer itself reads from PostgreSQL until it
 has delivered what it owes.
 
-The bus never waits for the cache: it has connections, patience and a state of its own (``AWAY``), and when Redis does
-not answer, readers go to PostgreSQL.
+When Redis does not answer, readers go to PostgreSQL (cache_link.py). All that is said to Redis may be said twice: a
+marker and an entry tell whose they are.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
-from agenthive.bus.connections import Connections
-from agenthive.bus.endpoint import Endpoint
-from agenthive.bus.errors import BusUnavailable
 from agenthive.bus.library import library
-from agenthive.bus.wire import Command, ConnectionLost, ReplyError
+from agenthive.bus.wire import Command, ReplyError
 from agenthive.cache_entries import (
     MARKER,
     NOTHING,
@@ -55,33 +51,21 @@ from agenthive.cache_entries import (
     life_of,
     told,
 )
-from agenthive.outage import Outage
-from agenthive.settings import CircuitBreaker, HiveScope, RedisPool
+from agenthive.cache_link import PATIENCE_SECONDS, READING, RETRY_SECONDS, WRITING, Link
+from agenthive.settings import HiveScope
 
 if TYPE_CHECKING:
-    from agenthive.bus.lanes import Lane
     from agenthive.store.batch import Batcher
 
-#: How long Redis may take to answer before readers go to PostgreSQL, seconds.
-PATIENCE_SECONDS: Final = 0.25
-#: What an answer gets on top that is there, but not read yet because the event loop was busy, seconds.
-GRACE_SECONDS: Final = 0.02
-#: How often a Redis that is away is tried again, and how long one that is full is given nothing, seconds.
-RETRY_SECONDS: Final = 1.0
 #: How long a reader of state waits for another process to fill an entry, seconds.
 FOLLOW_SECONDS: Final = 0.03
 #: How long a call may take before its lease is prolonged, and then how often that is done, seconds.
 RENEW_SECONDS: Final = 2.0
-#: Most entries that are remembered as to be removed once Redis is back.
-MAX_OWED: Final = 10_000
 MAX_READS: Final = 250
 """Of one command: MGET keeps Redis busy as long as it takes."""
 
 STATE, CALL = "state", "call"
 HIT, NEGATIVE_HIT, MISS, BYPASS = "hit", "negative_hit", "miss", "bypass"
-
-#: Neither the breaker of the bus nor one of its own: ``_recover`` is what tries again.
-_POOL = RedisPool(circuit_breaker=CircuitBreaker(failure_threshold=1000))
 
 Load = Callable[[], Awaitable[Loaded]]
 
@@ -154,33 +138,30 @@ class Cache:
         Raises:
             ValueError: the URL is none.
         """
-        endpoint = Endpoint.parse(url, client_name=client_name, connect_timeout=1.0, socket_timeout=1.0)
         self.figures = Figures()
-        self._connections = Connections(endpoint, _POOL)
         self._gate = f"{scope.hive_prefix}gate"
         self._prefix = f"{scope.hive_prefix}c:"
         self._bound = max_bytes or 0
-        self._process = secrets.token_hex(6)
-        self._own = f"L{self._process}-".encode()
+        self._link = Link(
+            url,
+            self._gate,
+            client_name=client_name,
+            errors=self.figures.errors,
+            forget=lambda names: self._call_change([Change(name) for name in names]),
+        )
+        self._own = f"L{secrets.token_hex(6)}-".encode()
         self._leases = 0
-        self._outage = Outage("the cache's Redis", self.figures.errors, asyncio.Event())
-        self._lanes: list[Lane] = []
         self._reads: Batcher[str, bytes | _Away | None]
         self._operations: Batcher[_Operation, Any]
         self._flights: dict[tuple[str, bytes], asyncio.Future[str | bytes | None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._away = False
-        self._recovery: asyncio.Task[None] | None = None
-        self._owed: dict[str, None] = {}
-        """Names of what was changed and may still be there as it was."""
-        self._mistrusted_until = 0.0
-        self._full_until = 0.0
+        self._full_until: float | None = None
         self._started = self._closed = False
 
     @property
     def available(self) -> bool:
-        """Whether Redis answered when it was last asked, and owes this process nothing."""
-        return not self._away
+        """Whether Redis answered when it was last asked, and was told all that there was to tell."""
+        return not self._link.away
 
     async def read(
         self, kind: str, name: str, load: Load, *, seconds: float = STATE_SECONDS, patience: float = FOLLOW_SECONDS
@@ -218,8 +199,18 @@ class Cache:
 
         Never raises for Redis: what cannot be told now is told later. A caller that is cancelled leaves it under way.
         """
-        if changes:
-            await asyncio.shield(self._spawn(self._tell(changes)))
+        if not changes or self._closed:
+            return
+        if not self._started:
+            self._start()
+        size = sum(len(change.data or "") for change in changes)
+        try:
+            done = not self._link.away and await self._operations.submit(changes, size) is not AWAY
+        except asyncio.CancelledError:  # which may have taken it back
+            self._spawn(self.changed(changes))
+            raise
+        if not done:
+            self._link.owe(change.name for change in changes)
 
     async def forget(self, names: Sequence[str]) -> None:
         """Remove what is kept under ``names``; as ``changed``."""
@@ -230,22 +221,14 @@ class Cache:
         self._closed = True
         if not self._started:
             return
-        tasks = [*self._tasks]
+        tasks = list(self._tasks)
         if tasks:
             await asyncio.wait(tasks, timeout=PATIENCE_SECONDS)
-        if self._recovery is not None:
-            tasks.append(self._recovery)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(self._reads.aclose(PATIENCE_SECONDS), self._operations.aclose(PATIENCE_SECONDS))
-        if self._owed:
-            with contextlib.suppress(ConnectionLost, BusUnavailable):
-                while self._owed:
-                    await self._settle(self._lanes[1])
-        for lane in self._lanes:
-            await lane.aclose()
-        await self._connections.aclose()
+        await self._link.aclose()
 
     # What is in Redis
 
@@ -257,7 +240,6 @@ class Cache:
             return StoreError(f"the cache failed: {error!r}")
 
         self._started = True
-        self._lanes = [self._connections.lane(self._gate) for _ in range(2)]
         self._reads = Batcher(
             "cache reads", self._flush_reads, explain=explain, patience=PATIENCE_SECONDS, max_items=MAX_READS
         )
@@ -265,23 +247,23 @@ class Cache:
 
     async def _look(self, name: str) -> bytes | _Away:
         """What is under ``name``: an entry or a marker, which is a new one of this process where nothing was."""
-        if self._away or self._closed or self._mistrusted_until:
-            if self._away or self._closed or asyncio.get_running_loop().time() < self._mistrusted_until:
-                return AWAY
-            self._mistrusted_until = 0.0
+        if self._closed or not self._link.trusted:
+            return AWAY
         if not self._started:
             self._start()
         answer = await self._reads.submit(self._prefix + name)
         if answer is not None:
             return answer
-        if self._full_until and asyncio.get_running_loop().time() < self._full_until:
-            return AWAY
+        if self._full_until is not None:
+            if asyncio.get_running_loop().time() < self._full_until:
+                return AWAY
+            self._full_until = None
         found: bytes | _Away = await self._operations.submit(_Lease(name))
         return found
 
     async def _flush_reads(self, keys: Sequence[str], deadline: float) -> list[bytes | _Away | None]:
         unique = dict.fromkeys(keys)
-        answers = await self._exchange("read", 0, [("MGET", *unique)])
+        answers = await self._link.exchange(READING, [("MGET", *unique)])
         if answers is None or isinstance(answers[0], ReplyError):
             return [AWAY] * len(keys)
         found = dict(zip(unique, answers[0], strict=True))
@@ -297,7 +279,7 @@ class Cache:
         marker = b"%b%x" % (self._own, self._leases)
         commands: list[Command] = []
         if changes:
-            commands.append(library().call("cache_change", self._gate, self._bound, *told(_once_each(changes))))
+            commands.append(self._call_change(_once_each(changes)))
         if renewals:
             commands.append(library().call("cache_renew", self._gate, *renewals))
         if fills:
@@ -305,7 +287,7 @@ class Cache:
             commands.append(library().call("cache_fill", self._gate, self._bound, *filled))
         if names:
             commands.append(library().call("cache_lease", self._gate, marker[1:], *names))
-        answers = await self._exchange("write", 1, commands)
+        answers = await self._link.exchange(WRITING, commands)
         if answers is None:
             return [AWAY] * len(operations)
         if fills:
@@ -318,6 +300,9 @@ class Cache:
             (marker if leased[one.name] is None else leased[one.name]) if isinstance(one, _Lease) else None
             for one in operations
         ]
+
+    def _call_change(self, changes: Sequence[Change]) -> Command:
+        return library().call("cache_change", self._gate, self._bound, *told(changes))
 
     def _note_refused(self, answer: Any, fills: int) -> None:
         if isinstance(answer, ReplyError):
@@ -405,91 +390,7 @@ class Cache:
             delay = min(2 * delay, 0.1)
         return None
 
-    # Changes, and a Redis that does not answer
-
-    async def _tell(self, changes: Sequence[Change]) -> None:
-        if self._closed:
-            return
-        if not self._started:
-            self._start()
-        size = sum(len(change.data or "") for change in changes)
-        if self._away or await self._operations.submit(changes, size) is AWAY:
-            self._owe(changes)
-
-    def _owe(self, changes: Sequence[Change]) -> None:
-        self._owed.update((change.name, None) for change in changes)
-        if len(self._owed) > MAX_OWED:
-            # Too many to remember: by then nothing of before is left.
-            self._owed.clear()
-            self._mistrusted_until = asyncio.get_running_loop().time() + STATE_SECONDS
-        self._go_away()
-
-    def _go_away(self) -> None:
-        self._away = True
-        if self._recovery is None and not self._closed:
-            self._recovery = asyncio.get_running_loop().create_task(self._recover(), name="cache-recovery")
-
-    async def _recover(self) -> None:
-        """Try again until Redis answers and has been told all that is owed."""
-        lane = self._connections.lane(self._gate)
-        try:
-            while True:
-                await asyncio.sleep(RETRY_SECONDS * random.uniform(0.5, 1.0))  # noqa: S311 - spreads processes
-                try:
-                    await self._settle(lane)
-                    while self._owed:
-                        await self._settle(lane)
-                except (ConnectionLost, BusUnavailable) as error:
-                    self._outage.failed("recover", error)
-                    continue
-                self._away, self._recovery = False, None
-                self._outage.over()
-                return
-        finally:
-            await lane.aclose()
-
-    async def _settle(self, lane: Lane) -> None:
-        """Remove some of what is owed, and see that Redis does what the cache needs."""
-        names = list(self._owed)[:1000]
-        words = told([Change(name) for name in names])
-        (answer,) = await self._within_patience(lane, [library().call("cache_change", self._gate, self._bound, *words)])
-        if isinstance(answer, ReplyError):
-            raise BusUnavailable(str(answer))
-        for name in names:
-            del self._owed[name]
-
-    async def _exchange(self, operation: str, lane: int, commands: Sequence[Command]) -> list[Any] | None:
-        """The answers; None if there are none, or one that says that Redis cannot be used."""
-        if self._away:
-            return None
-        try:
-            answers = await self._within_patience(self._lanes[lane], commands)
-        except (ConnectionLost, BusUnavailable) as error:
-            self._outage.failed(operation, error)
-            self._go_away()
-            return None
-        for answer in answers:
-            # A full Redis takes no entries; it still tells and forgets.
-            if isinstance(answer, ReplyError) and answer.code != "OOM":
-                self._outage.failed(operation, answer)
-                self._go_away()
-                return None
-        return answers
-
-    async def _within_patience(self, lane: Lane, commands: Sequence[Command]) -> list[Any]:
-        task = asyncio.get_running_loop().create_task(_twice(lane, commands))
-        try:
-            for seconds in (PATIENCE_SECONDS, GRACE_SECONDS):
-                await asyncio.wait((task,), timeout=seconds)
-                if task.done():
-                    return task.result()
-            raise ConnectionLost(f"no answer within {PATIENCE_SECONDS:g} s")
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait((task,))
-
-    def _spawn(self, work: Any) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -503,14 +404,3 @@ def _once_each(changes: Sequence[Change]) -> Sequence[Change]:
         return changes
     often = Counter(change.name for change in changes)
     return [change if often[name] == 1 else Change(name) for name, change in found.items()]
-
-
-async def _twice(lane: Lane, commands: Sequence[Command]) -> list[Any]:
-    """Answers; asked a second time if the connection is lost, for a server that was restarted closed those it had.
-
-    All that the cache says may be said twice: a marker and an entry tell whose they are.
-    """
-    try:
-        return await lane.execute(commands)
-    except ConnectionLost:
-        return await lane.execute(commands)

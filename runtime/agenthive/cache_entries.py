@@ -60,6 +60,8 @@ def told(changes: Sequence[Change]) -> list[str | int]:
 
 def state_name(owner: str, key: str) -> str:
     """Name of the entry of a state document."""
+    if ":" not in owner and len(owner) + len(key) <= _READABLE:  # as entry_name does: every write comes by
+        return f"s:{owner}:{key}"
     return entry_name("s", owner, key)
 
 

@@ -336,7 +336,7 @@ class StateLanes:
             was_unknown, outcome_unknown = outcome_unknown, True
             await transaction.commit()
             outcome_unknown = was_unknown
-            return folded.results, changes_of(folded, current)
+            return folded.results, changes_of(folded, current) if self._cache is not None else []
 
         done = None
         while done is None:  # each round that fails is one in which another process made one of our keys

@@ -121,7 +121,7 @@ async def evict(history: History, client: redis.asyncio.Redis, scope: HiveScope)
 async def test_no_read_is_older_than_a_write_that_had_returned(
     join: Join, own_valkey: ValkeyServer, scope: HiveScope, bound: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agenthive.cache.PATIENCE_SECONDS", 30.0)  # Redis is there, however slow this machine is
+    monkeypatch.setattr("agenthive.cache_link.PATIENCE_SECONDS", 30.0)  # Redis is there, however slow this machine is
     members = [await join(url=own_valkey.url, max_bytes=bound) for _ in range(3)]
     for member in members:
         member.slow_down(pause)
