@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from agenthive.bus.lanes import Lane
 
 #: How long Redis may take to answer before readers go to PostgreSQL, seconds.
-PATIENCE_SECONDS: Final = 0.25
+PATIENCE_SECONDS: Final = 0.2
 #: What an answer gets on top that is there, but not read yet because the event loop was busy, seconds.
-GRACE_SECONDS: Final = 0.02
+GRACE_SECONDS: Final = 0.1
 #: How often a Redis that is away is tried again, seconds.
 RETRY_SECONDS: Final = 1.0
 #: Most names that are remembered as to be forgotten once Redis is back.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -9,11 +12,24 @@ import pytest
 import redis.asyncio
 from tests.conftest import PostgresServer
 
+from agenthive import cache_link
 from agenthive.cache import Cache
 from agenthive.settings import HiveScope, PostgresPool
 from agenthive.store import Store, schema_name, upgrade
 
+PATIENCE = 20.0
 Join = Callable[..., Awaitable["Member"]]
+
+
+async def until(reached: Callable[[], Any], what: str) -> None:
+    """Poll until ``reached``, plain or async."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        seen = reached()
+        if await seen if inspect.isawaitable(seen) else seen:
+            return
+        assert time.monotonic() < deadline, f"not within {PATIENCE:.0f} s: {what}"
+        await asyncio.sleep(0.002)
 
 
 class Member:
@@ -32,6 +48,10 @@ class Member:
         self.loads += len(keys)
         return await self._flush(keys, deadline)
 
+    async def settled(self) -> None:
+        """Until each fill and change has been told."""
+        await until(lambda: not self.cache._tasks, "every fill")
+
     def slow_down(self, pause: Callable[[], Awaitable[Any]]) -> None:
         """Wait for ``pause`` between what PostgreSQL told and what the cache learns."""
         flush = self._batcher._flush
@@ -42,6 +62,28 @@ class Member:
             return found
 
         self._batcher._flush = slow
+
+    def slow_down_writes(self, pause: Callable[[], Awaitable[Any]]) -> None:
+        """Wait for ``pause`` between a commit and what the cache is told of it."""
+        changed = self.cache.changed
+
+        async def slow(changes: Any) -> None:
+            await pause()
+            await changed(changes)
+
+        self.cache.changed = slow  # type: ignore[method-assign]
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow this machine is, a Redis that is there is there."""
+    monkeypatch.setattr(cache_link, "PATIENCE_SECONDS", 20.0)
+
+
+@pytest.fixture
+def impatient(patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is outside of tests, for those of a Redis that does not answer."""
+    monkeypatch.setattr(cache_link, "PATIENCE_SECONDS", 0.2)
 
 
 @pytest.fixture
