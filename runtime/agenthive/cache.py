@@ -11,8 +11,9 @@ Redis. Each entry is one string; whoever finds none may lease it, which leaves a
 3. So once ``changed`` of a write has run, no entry is older than the write, and none comes to be: a fill whose lease is
    younger read after the commit; one whose lease is older finds its marker gone; and ``changed`` of an earlier write,
    however late, only replaces an entry that is older still, of which by induction there is none. (Versions of a key
-   are never used again, not even after it was deleted: the version before names one state and no other. An entry that
-   was evicted is just not there, and is not made again by a late ``changed``.)
+   are never used again, not even after it was deleted: the version before names one state and no other. That they grow
+   is not relied on: the first of a key that is made again is the time at which its write began, which may then have
+   waited for others. An entry that was evicted is just not there, and no late ``changed`` makes it again.)
 
 In one process, a reader joins another one's read only if its own look at Redis found the very marker under which that
 read began: what was changed in between would have removed it.
