@@ -16,6 +16,7 @@ from agenthive.protocol import AgentMessage, Body, DeliveryOptions, MessagePrior
 
 if TYPE_CHECKING:
     from agenthive.bus import Bus
+    from agenthive.cache import Cache
     from agenthive.settings import Settings
     from agenthive.store import AgentMetrics, AuditTrail, StateStore, Store
     from agenthive.store.transaction import Transaction, Transactions
@@ -44,6 +45,11 @@ class Resources:
     log: logging.Logger
     loop: asyncio.AbstractEventLoop
     transactions: Transactions | None = None
+    cache: Cache | None = None
+
+
+#: What the agent that runs here shares: in its hooks, its handlers, and all that they start.
+surroundings: ContextVar[Resources | None] = ContextVar("agenthive_surroundings", default=None)
 
 
 class AgentContext:

@@ -19,7 +19,8 @@ from pydantic import ValidationError
 
 from agenthive.agent import Agent
 from agenthive.bus import Bus, BusError
-from agenthive.context import AgentContext, Resources
+from agenthive.cache import Cache
+from agenthive.context import AgentContext, Resources, surroundings
 from agenthive.health import HealthServer
 from agenthive.journal import Journal
 from agenthive.loader import ConfigurationError, last_line, place
@@ -102,15 +103,17 @@ class Runner:
             self.port = await self._listen(health)
             stack.push_async_callback(health.stop)
             bus = await self._connect_bus(stack)
-            self._store = await self._connect_store(stack)
+            cache = self._make_cache(stack)
+            self._store = await self._connect_store(stack, cache)
             if bus is None or self.stop.is_set():
                 return
             resources = Resources(
                 self.name, self.settings, bus, self._store, logging.getLogger(f"agent.{self.name}"),
-                asyncio.get_running_loop(), await self._start_transactions(stack, bus),
+                asyncio.get_running_loop(), await self._start_transactions(stack, bus), cache,
             )  # fmt: skip
             if self._store is not None and self.settings.messaging.log == "all":
                 bus.on_sent = Journal(self._store, self.name, self.telemetry).sent
+            surroundings.set(resources)
             await self._serve(bus, resources)
 
     async def _listen(self, health: HealthServer) -> int:
@@ -217,7 +220,26 @@ class Runner:
             stack.push_async_callback(bus.aclose)
         return bus
 
-    async def _connect_store(self, stack: AsyncExitStack) -> Store | None:
+    def _make_cache(self, stack: AsyncExitStack) -> Cache | None:
+        """The cache, which connects when it is first used; closed after the store, which tells it what it writes."""
+        settings = self.settings
+        if not settings.cache.enabled:
+            return None
+        own = settings.cache_url  # nothing else is in a Redis of its own that it could crowd out
+        try:
+            cache = Cache(
+                (own or settings.redis_url).get_secret_value(),
+                settings.scope,
+                max_bytes=None if own else settings.cache.max_bytes,
+                client_name=f"agenthive:{self.pod}:cache",
+            )
+        except ValueError as error:
+            raise ConfigurationError(f"AGENTHIVE_CACHE_URL: {error}") from error
+        self.telemetry.cache = cache.figures
+        stack.push_async_callback(cache.aclose)
+        return cache
+
+    async def _connect_store(self, stack: AsyncExitStack, cache: Cache | None) -> Store | None:
         url = self.settings.postgres_url
         if url is None:
             return None
@@ -233,6 +255,7 @@ class Runner:
                 application_name=self.pod,
                 message_log=self.settings.messaging.log,
                 process=self.pod,
+                cache=cache,
             )
 
         try:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
+    from agenthive.cache import Figures
+
 #: Upper bounds of the handler histogram, seconds.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
@@ -119,6 +121,19 @@ METRICS = {
             "agenthive_outbox_waiting", GAUGE,
             "Messages of committed transactions, in the care of this process, that have no final status yet.",
         ),
+        Description(
+            "agenthive_cache_requests_total", COUNTER,
+            "Reads by kind (state, call) and result: hit, negative_hit (known to be absent, or None), miss, bypass.",
+            ("kind", "result"),
+        ),
+        Description(
+            "agenthive_cache_errors_total", COUNTER,
+            "Calls of the cache to Redis that failed, by operation: read, write, recover.", ("operation",),
+        ),
+        Description(
+            "agenthive_cache_refused_total", COUNTER,
+            "Values that were not kept, by reason: max_bytes (of the hive's cache), memory (of Redis).", ("reason",),
+        ),
         Description("agenthive_started_at_seconds", GAUGE, "Unix time this process started."),
         Description("agenthive_info", GAUGE, "Always 1.", ("version",)),
     )
@@ -184,6 +199,8 @@ class Telemetry:
         self.outbox_sent = 0
         #: Read at each scrape: messages of transactions that have no final status yet.
         self.outbox_waiting: Callable[[], int] = lambda: 0
+        #: What the cache counts; None without one.
+        self.cache: Figures | None = None
         self.started_at = time.time()
 
     def for_type(self, message_type: str) -> TypeFigures:
@@ -211,6 +228,7 @@ class Telemetry:
         from agenthive import __version__  # noqa: PLC0415 - 30 ms, as above
 
         types = list(self.types.items())
+        cache = self.cache
         return {
             "agenthive_messages_handled_total": [
                 ((name, result), count) for name, figures in types for result, count in figures.results.items()
@@ -232,6 +250,9 @@ class Telemetry:
             "agenthive_transactions_total": [((result,), count) for result, count in self.transactions.items()],
             "agenthive_outbox_sent_total": [((), self.outbox_sent)],
             "agenthive_outbox_waiting": [((), self.outbox_waiting())],
+            "agenthive_cache_requests_total": list(cache.requests.items()) if cache else [],
+            "agenthive_cache_errors_total": [((name,), count) for name, count in cache.errors.items()] if cache else [],
+            "agenthive_cache_refused_total": [((why,), count) for why, count in cache.refused.items()] if cache else [],
             "agenthive_started_at_seconds": [((), self.started_at)],
             "agenthive_info": [((__version__,), 1)],
         }

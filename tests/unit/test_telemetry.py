@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import agenthive
 from agenthive import logs
+from agenthive.cache import Figures
 from agenthive.context import current
 from agenthive.telemetry import DELIVERED, FAILED, METRICS, Telemetry, documentation
 
@@ -48,6 +50,7 @@ def test_everything_counted_is_exposed() -> None:
     figures.firings["sweep", "fired"] += 2
     figures.message_log_dropped = lambda: 3
     figures.audit_rows = lambda: (5, 1)
+    figures.cache = Figures(Counter({("state", "hit"): 3}), Counter(read=4), Counter(max_bytes=5))
     found = {
         (name, tuple(label for label in labels if label != ("hive", "h"))): value
         for (name, labels), value in samples(figures).items()
@@ -57,6 +60,9 @@ def test_everything_counted_is_exposed() -> None:
     assert found["agenthive_messages_handled_total", (agent, ("result", "delivered"), kind)] == 3
     assert found["agenthive_messages_handled_total", (agent, ("result", "failed"), kind)] == 1
     assert found["agenthive_handler_seconds_count", (agent, kind)] == 4
+    assert found["agenthive_cache_requests_total", (agent, ("kind", "state"), ("result", "hit"))] == 3
+    assert found["agenthive_cache_errors_total", (agent, ("operation", "read"))] == 4
+    assert found["agenthive_cache_refused_total", (agent, ("reason", "max_bytes"))] == 5
     assert found["agenthive_handler_seconds_sum", (agent, kind)] == pytest.approx(1000.0215)
     assert found["agenthive_handler_seconds_bucket", (agent, ("le", "0.001"), kind)] == 2
     assert found["agenthive_handler_seconds_bucket", (agent, ("le", "300.0"), kind)] == 3

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from datetime import date
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import asyncpg
 
@@ -22,6 +22,9 @@ from agenthive.store.naming import schema_name
 from agenthive.store.outbox import Outbox
 from agenthive.store.partitions import apply_retention
 from agenthive.store.state import StateLanes, StateStore
+
+if TYPE_CHECKING:
+    from agenthive.cache import Cache
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +47,19 @@ class Store:
     """
 
     def __init__(
-        self, database: Database, schema: str, agent: str, *, message_log: str = "failures", process: str = ""
+        self,
+        database: Database,
+        schema: str,
+        agent: str,
+        *,
+        message_log: str = "failures",
+        process: str = "",
+        cache: Cache | None = None,
     ) -> None:
         self._database = database
-        self._lanes = StateLanes(database, schema)
+        self._lanes = StateLanes(database, schema, cache)
         self.schema = schema
-        self.state = StateStore(self._lanes, check_key(agent, "agent"))
+        self.state = StateStore(self._lanes, check_key(agent, "agent"), cached=True)
         self.metrics = MetricsStore(database, schema)
         self.messages = MessageLog(database, schema, agent, policy=checked_policy(message_log))
         self.audit = AuditTrail(database, schema, agent, actor=process, process=process)
@@ -66,6 +76,7 @@ class Store:
         application_name: str = "agenthive",
         message_log: str = "failures",
         process: str = "",
+        cache: Cache | None = None,
         wait_seconds: float = 0.0,
     ) -> Self:
         """Open the pool and check that the hive's schema is the one this code needs.
@@ -79,6 +90,7 @@ class Store:
             application_name: what ``pg_stat_activity`` shows.
             message_log: ``failures`` or ``all``.
             process: the pod, as the audit trail names it; ``application_name`` by default.
+            cache: what ``state.get`` goes through, and every write is told to; closed by its owner, after the store.
             wait_seconds: how long to keep trying while PostgreSQL cannot be reached.
 
         Raises:
@@ -95,7 +107,9 @@ class Store:
             with database.translating():
                 applied = await database.run(lambda connection: applied_versions(connection, schema), retry=False)
             require_current(max(applied, default=0), schema, database.address.where)
-            return cls(database, schema, agent, message_log=message_log, process=process or application_name)
+            return cls(
+                database, schema, agent, message_log=message_log, process=process or application_name, cache=cache
+            )
         except BaseException:
             await database.aclose()
             raise

@@ -24,7 +24,13 @@ class StateSql:
         columns = "(agent, key, value, version, expires_at, updated_at)"
         document = f"SELECT key, value::text, version FROM {table} WHERE agent = $1"
 
-        self.read = f"{document} AND key = ANY($2::text[]) AND {_ALIVE}"
+        by_key = "AND key = ANY($2::text[])"
+        self.read = f"{document} {by_key} AND {_ALIVE}"
+        # With the seconds that are left of its life.
+        self.load = f"""
+            SELECT key, value::text, version, extract(epoch FROM expires_at - clock_timestamp())::float8
+            FROM {table} WHERE agent = $1 {by_key} AND {_ALIVE}
+        """
         listing = f"{document} AND key >= $2 AND key > $3 AND {_ALIVE}"
         self.page = f"{listing} ORDER BY key LIMIT $4"
         self.page_of_prefix = f"{listing} AND key < $5 ORDER BY key LIMIT $4"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -12,6 +11,7 @@ import asyncpg
 
 from agenthive import telemetry
 from agenthive.bus.keys import REPLY_MARK
+from agenthive.cache_entries import Change, state_name
 from agenthive.once import AlreadyHandled, Progress
 from agenthive.protocol import AgentMessage, Body
 from agenthive.store import codec
@@ -48,12 +48,7 @@ SPOILED = (
 
 
 class Transactions:
-    """What the transactions of one process share.
-
-    Attributes:
-        on_written: called after a commit, before its caller goes on, with owner and key of each state document that
-            it wrote.
-    """
+    """What the transactions of one process share."""
 
     def __init__(
         self, agent: str, settings: Settings, store: Store, bus: Bus, relay: Relay, figures: Telemetry
@@ -67,7 +62,6 @@ class Transactions:
         self.outbox: Outbox = store.outbox
         self.inbox_seconds = settings.retention.inbox_days * DAY_SECONDS
         self.slots = asyncio.Semaphore(max(1, settings.postgres_pool.max_size - SPARED_CONNECTIONS))
-        self.on_written: Callable[[list[Key]], Awaitable[None]] | None = None
 
     async def look(self, message: AgentMessage, progress: Progress) -> None:
         """For a message that may have been handled before; returns if it was not, or that cannot be told soon.
@@ -336,14 +330,14 @@ class Transaction:
             committed = True
             self._loan.is_clean()
             self._committed(items)
-            if self._written and shared.on_written is not None:
-                await shared.on_written(list(self._written))
+            await self._tell_cache()
         except BaseException as error:
             if not committed:
                 self._loan.cut()
             await self._loan.__aexit__(type(error), error, None)
             if committed:
                 raise
+            await self._tell_cache()  # it may have been committed all the same
             self._count(telemetry.IN_DOUBT if is_broken(error) else telemetry.ROLLED_BACK)
             if is_connection_loss(error):
                 raise StoreUnavailable(
@@ -357,6 +351,11 @@ class Transaction:
         await self._loan.__aexit__(None, None, None)
         if cancelled is not None:
             raise cancelled
+
+    async def _tell_cache(self) -> None:
+        """What was written is not to be read from the cache by whoever hears of the commit."""
+        if self._written:
+            await self._shared.lanes.changed([Change(state_name(*key)) for key in self._written])
 
     def _count(self, result: str) -> None:
         self._shared.figures.transactions[result] += 1
