@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from agenthive.settings import DEFAULT_HTTP_PORT, Policy
+from agenthive.settings import DEFAULT_HTTP_PORT, CachePolicy, Policy
 from agenthive_operator.api.agent import Agent
 from agenthive_operator.api.hive import AgentHive
 from agenthive_operator.api.meta import EnvVar
@@ -25,6 +25,7 @@ CODE_VOLUME = "code"
 HTTP_PORT_NAME = "http"
 REDIS_URL = "AGENTHIVE_REDIS_URL"
 POSTGRES_URL = "AGENTHIVE_POSTGRES_URL"
+CACHE_URL = "AGENTHIVE_CACHE_URL"
 DEFAULT_RESOURCES = {"requests": {"cpu": "50m", "memory": "96Mi"}}
 # Handlers have drainSeconds; handing back what is left, closing connections and the last flush come after.
 GRACE_BEYOND_DRAIN_SECONDS = 15
@@ -36,7 +37,8 @@ def plan_agent(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> list[d
 
 
 def _connections(observed: ObservedAgent) -> dict[str, str]:
-    return {REDIS_URL: observed.redis_url, POSTGRES_URL: observed.postgres_url}
+    urls = {REDIS_URL: observed.redis_url, POSTGRES_URL: observed.postgres_url, CACHE_URL: observed.cache_url}
+    return {key: url for key, url in urls.items() if url is not None}
 
 
 def _secret(agent: Agent, observed: ObservedAgent) -> dict[str, Any]:
@@ -152,7 +154,7 @@ def _environment(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> list
             "name": "AGENTHIVE_POD",
             "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}},
         },
-        *(pods.secret_env(key, names.agent_secret_name(agent.metadata.name), key) for key in (REDIS_URL, POSTGRES_URL)),
+        *(pods.secret_env(key, names.agent_secret_name(agent.metadata.name), key) for key in _connections(observed)),
         pods.env("AGENTHIVE_CONCURRENCY", str(agent.spec.concurrency)),
         pods.env("AGENTHIVE_DRAIN_SECONDS", str(agent.spec.drain_seconds)),
     ]
@@ -165,12 +167,20 @@ def _environment(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> list
         ("AGENTHIVE_MESSAGING", hive.spec.messaging),
         ("AGENTHIVE_REDIS_POOL", hive.spec.redis.pool),
         ("AGENTHIVE_POSTGRES_POOL", hive.spec.postgres.pool),
+        ("AGENTHIVE_CACHE", _cache(hive, observed)),
+        ("AGENTHIVE_RETENTION", hive.spec.retention),
     )
     # The root file system is read-only and the account has no home of its own.
     own.append(pods.env("HOME", "/tmp"))  # noqa: S108 - a mount
     if agent.spec.code_from is not None:
         own.append(pods.env("PYTHONPATH", CODE_PATH))
     return _with_users(own, (*hive.spec.agent_defaults.env, *agent.spec.env))
+
+
+def _cache(hive: AgentHive, observed: ObservedAgent) -> CachePolicy:
+    """What the hive says; off as long as the cache's own Redis was never found good: it is not to fill another."""
+    cache = hive.spec.redis.cache
+    return CachePolicy(enabled=False) if cache.own_url is not None and observed.cache_url is None else cache.policy
 
 
 def _policies(*policies: tuple[str, Policy]) -> list[dict[str, Any]]:
