@@ -15,7 +15,7 @@ from agenthive_operator.plan.checksum import digest
 from agenthive_operator.plan.inputs import ObservedAgent
 from agenthive_operator.plan.podtemplate import merge_pod_template
 from agenthive_operator.plan.references import agent_references
-from agenthive_operator.plan.replicas import replicas
+from agenthive_operator.plan.replicas import SURGE_PERCENT, replicas
 from agenthive_operator.plan.servers import encoded
 
 # An account that no image owns anything by: an image that runs as root would be refused by Pod Security otherwise.
@@ -54,7 +54,7 @@ def _deployment(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> dict[
         "revisionHistoryLimit": 3,
         "selector": {"matchLabels": selector},
         # The new pod is ready before the old one drains.
-        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": 0}},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": f"{SURGE_PERCENT}%", "maxUnavailable": 0}},
         "template": pod_template(agent, hive, observed),
     }
     return names.agent_child("apps/v1", "Deployment", agent.metadata.name, agent, spec=spec)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 from agenthive_operator.api.agent import Agent
 from agenthive_operator.api.hive import AgentHive
 from agenthive_operator.api.meta import InvalidObjectError
 from agenthive_operator.backends.kube import AGENT, AGENT_HIVE, Object, secret_data
 from agenthive_operator.backends.references import Reference
-from agenthive_operator.plan.agent import plan_agent
+from agenthive_operator.plan.agent import CACHE_URL, POSTGRES_URL, REDIS_URL, plan_agent
 from agenthive_operator.plan.checksum import digest
 from agenthive_operator.plan.inputs import ObservedAgent
 from agenthive_operator.plan.names import agent_secret_name, agent_selector, selector_string
@@ -46,6 +47,14 @@ class HiveView:
     hive: AgentHive | None
     state: HiveState | None
     facts: HiveFacts
+
+
+class Urls(TypedDict):
+    """The connections of an Agent's pods."""
+
+    redis_url: str
+    postgres_url: str
+    cache_url: str | None
 
 
 class AgentReconciler:
@@ -125,15 +134,11 @@ class AgentReconciler:
         code = code_reference(agent)
         if code is not None and code not in digests:
             return Problem("CodeMissing", f"ConfigMap {code.name!r} of spec.codeFrom does not exist; create it")
-        urls = await self._urls(key, state)
+        urls = await self._urls(key, hive, state)
         if urls is None:
             return None
         observed = ObservedAgent(
-            instance_id=state.instance_id,
-            redis_url=urls[0],
-            postgres_url=urls[1],
-            runtime_image=self._context.options.runtime_image,
-            digests=digests,
+            instance_id=state.instance_id, runtime_image=self._context.options.runtime_image, digests=digests, **urls
         )
         planned = plan_agent(agent, hive, observed)
         problem = await self._context.children.apply(planned)
@@ -150,18 +155,20 @@ class AgentReconciler:
                 digests[pointer] = digest(data)
         return digests
 
-    async def _urls(self, key: Key, state: HiveState) -> tuple[str, str] | None:
+    async def _urls(self, key: Key, hive: AgentHive, state: HiveState) -> Urls | None:
         """The URLs for the Agent's Secret: those found good, else those it has already.
 
         So a bad new value in a hive's Secret, or a server that is down, changes nothing for running pods.
         """
-        if state.redis_url and state.postgres_url:
-            return state.redis_url, state.postgres_url
         secret = await self._context.children.live("Secret", key.namespace, agent_secret_name(key.name))
         known = secret_data(secret) if secret is not None and is_labelled(secret) else {}
-        redis = state.redis_url or known.get("AGENTHIVE_REDIS_URL")
-        postgres = state.postgres_url or known.get("AGENTHIVE_POSTGRES_URL")
-        return (redis, postgres) if redis and postgres else None
+        redis = state.redis_url or known.get(REDIS_URL)
+        postgres = state.postgres_url or known.get(POSTGRES_URL)
+        if not redis or not postgres:
+            return None
+        own_cache = hive.spec.redis.cache.own_url is not None
+        cache = state.cache_url or known.get(CACHE_URL) if own_cache else None
+        return {"redis_url": redis, "postgres_url": postgres, "cache_url": cache}
 
     async def _tell(
         self, key: Key, live: Object, agent: Agent, facts: HiveFacts, problem: Problem | None

@@ -49,6 +49,7 @@ class HiveState:
     message: str = ""
     redis_url: str | None = field(default=None, repr=False)
     postgres_url: str | None = field(default=None, repr=False)
+    cache_url: str | None = field(default=None, repr=False)
 
 
 @dataclass(slots=True)
@@ -64,6 +65,7 @@ class Context:
     resolver: Resolver
     queue: KeyedQueue[Key]
     redis: Monitor[StoreReport]
+    caches: Monitor[StoreReport]
     postgres: Monitor[PostgresReport]
     figures: Monitor[dict[str, Figures]]
     states: dict[Key, HiveState] = field(default_factory=dict)
@@ -101,6 +103,9 @@ QUIET = frozenset(
 )  # fmt: skip
 """Reasons on the way to somewhere, or that only point at another condition: no news of their own."""
 
+ALARMING = frozenset({"CacheNotReady", "NearConnectionLimit"})
+"""Reasons of a condition that is True, and yet somebody should do something."""
+
 
 def transitions(live: Object, verdicts: dict[str, Verdict]) -> list[tuple[Literal["Normal", "Warning"], str, str]]:
     """What is worth an Event: conditions whose status or reason differs from what ``live`` says. Pure."""
@@ -112,5 +117,6 @@ def transitions(live: Object, verdicts: dict[str, Verdict]) -> list[tuple[Litera
         if same or verdict.reason in QUIET or verdict.reason in told:
             continue
         told.add(verdict.reason)
-        news.append(("Normal" if verdict.status == "True" else "Warning", verdict.reason, verdict.message))
+        fine = verdict.status == "True" and verdict.reason not in ALARMING
+        news.append(("Normal" if fine else "Warning", verdict.reason, verdict.message))
     return news

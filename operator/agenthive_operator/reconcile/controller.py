@@ -62,6 +62,7 @@ class Controller:
             resolver=Resolver(kube, enabled=options.resolve_services),
             queue=self.queue,
             redis=Monitor[StoreReport]("redis", self.queue.add, good=lambda report: report.ok),
+            caches=Monitor[StoreReport]("caches", self.queue.add, good=lambda report: report.ok),
             postgres=Monitor[PostgresReport](
                 "postgres",
                 self.queue.add,
@@ -83,7 +84,8 @@ class Controller:
             await self._first_sync()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.context.references.run(), name="references")
-                for monitor in (self.context.redis, self.context.postgres, self.context.figures):
+                context = self.context
+                for monitor in (context.redis, context.caches, context.postgres, context.figures):
                     group.create_task(monitor.run(), name="monitor")
                 group.create_task(self.queue.run(), name="queue")
                 group.create_task(self._resync_for_ever(), name="resync")
@@ -108,7 +110,7 @@ class Controller:
         for key in keys_of(obj):
             self.queue.add(key)
         namespace = obj["metadata"].get("namespace", "")
-        if obj["kind"] == "Agent" and change in {Change.ADDED, Change.REMOVED}:
+        if obj["kind"] == "Agent":  # its hive counts agents, and the connections that their pods may open
             hive = ((obj.get("spec") or {}).get("hiveRef") or {}).get("name", "")
             self.queue.add(Key("AgentHive", namespace, hive))
         if obj["kind"] == "AgentHive" and change in {Change.ADDED, Change.REMOVED}:

@@ -90,9 +90,9 @@ class HiveDeletion:
     async def _clean(self, key: Key, hive: AgentHive, server: Server) -> str:
         """Remove what the hive left in an external server; returns what went wrong, or nothing."""
         connection = await self._stores.connection(key, hive, server)
-        if connection.url is None:
+        if connection.access is None:
             return connection.missing.message if connection.missing else "no URL"
-        dialled = await self._stores.dial(connection.url, server)
+        dialled = await self._stores.dial(connection.access.upkeep, server)
         if isinstance(dialled, StoreReport):
             return dialled.message
         try:
