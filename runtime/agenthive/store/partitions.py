@@ -13,6 +13,7 @@ import asyncpg
 from agenthive.store.database import Database
 from agenthive.store.errors import sqlstate
 from agenthive.store.naming import lock_key, quote
+from agenthive.store.roles import become_owner
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ async def maintain_partitions(
     """Make the partitions that are missing from yesterday to ``DAYS_AHEAD`` days ahead.
 
     Args:
-        connection: of a role that owns the tables; not inside a transaction.
+        connection: of a role that owns the tables or is a member of the one that does; not inside a transaction.
         schema: the hive's.
         today: UTC day to count from; the server's by default.
         tables: which.
@@ -66,6 +67,7 @@ async def maintain_partitions(
     made = []
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock($1)", lock_key("partitions", schema))
+        await become_owner(connection, schema)
         if today is None:
             today = await connection.fetchval("SELECT (now() AT TIME ZONE 'UTC')::date")
         for table in tables:
