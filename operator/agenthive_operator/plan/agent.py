@@ -154,7 +154,11 @@ def _environment(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> list
             "name": "AGENTHIVE_POD",
             "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}},
         },
-        *(pods.secret_env(key, names.agent_secret_name(agent.metadata.name), key) for key in _connections(observed)),
+        *(
+            # Pods of the template before may start anew when the hive has just given up its cache's own Redis.
+            pods.secret_env(key, names.agent_secret_name(agent.metadata.name), key, optional=key == CACHE_URL)
+            for key in _connections(observed)
+        ),
         pods.env("AGENTHIVE_CONCURRENCY", str(agent.spec.concurrency)),
         pods.env("AGENTHIVE_DRAIN_SECONDS", str(agent.spec.drain_seconds)),
     ]
