@@ -24,6 +24,7 @@ from agenthive.store.errors import (
     sqlstate,
 )
 from agenthive.store.naming import quote
+from agenthive.store.roles import drop_roles
 from agenthive_operator.backends.reports import PostgresReport, SchemaReport, StoreReport, endpoint_of
 from agenthive_operator.backends.upkeep import Upkeep
 
@@ -189,14 +190,15 @@ def _text(error: BaseException, seconds: float = PROBE_SECONDS) -> str:
     return text or f"no answer within {seconds:g} s"
 
 
-async def remove_schema(url: str, schema: str, *, timeout: float) -> None:
-    """Drop the hive's schema and all in it; nothing happens where there is none.
+async def remove_schema(url: str, schema: str, *, roles: bool = False) -> None:
+    """Drop the hive's schema and all in it, and with ``roles`` the hive's roles; nothing happens where there is none.
 
-    Raises a ``StoreError``, ``asyncpg.PostgresError``, ``OSError`` or ``TimeoutError`` when that cannot be done.
+    Raises a ``StoreError``, ``asyncpg.PostgresError`` or ``OSError`` when that cannot be done.
     """
-    async with asyncio.timeout(timeout):
-        connection = await connect_once(Address.parse(url), CLIENT_NAME)
-        try:
-            await connection.execute(f"DROP SCHEMA IF EXISTS {quote(schema)} CASCADE")
-        finally:
-            await connection.close(timeout=PROBE_SECONDS)
+    connection = await connect_once(Address.parse(url), CLIENT_NAME)
+    try:
+        await connection.execute(f"DROP SCHEMA IF EXISTS {quote(schema)} CASCADE")
+        if roles:
+            await drop_roles(connection, schema)
+    finally:
+        await connection.close(timeout=PROBE_SECONDS)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypedDict
 
+from agenthive.store import schema_name
 from agenthive_operator.api.agent import Agent
 from agenthive_operator.api.hive import AgentHive
 from agenthive_operator.api.meta import InvalidObjectError
 from agenthive_operator.backends.kube import AGENT, AGENT_HIVE, Object, secret_data
+from agenthive_operator.backends.logins import with_login
 from agenthive_operator.backends.references import Reference
 from agenthive_operator.plan.agent import CACHE_URL, POSTGRES_URL, REDIS_URL, plan_agent
 from agenthive_operator.plan.checksum import digest
@@ -38,6 +40,7 @@ from agenthive_operator.reconcile.status import (
     merge_conditions,
     only_ready,
 )
+from agenthive_operator.reconcile.stores import scope_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,8 @@ class AgentReconciler:
     def _forget(self, key: Key) -> None:
         self._context.references.register(key, ())
         self._gates.pop(key, None)
+        if (hive := self._context.logins.forget(key)) is not None:
+            self._context.postgres.poke(hive)
 
     async def _view_hive(self, key: Key, agent: Agent) -> HiveView:
         """The Agent's hive; absence is believed only when the API server says so."""
@@ -163,12 +168,22 @@ class AgentReconciler:
         secret = await self._context.children.live("Secret", key.namespace, agent_secret_name(key.name))
         known = secret_data(secret) if secret is not None and is_labelled(secret) else {}
         redis = state.redis_url or known.get(REDIS_URL)
-        postgres = state.postgres_url or known.get(POSTGRES_URL)
+        postgres = self._postgres_url(key, hive, state, known.get(POSTGRES_URL))
         if not redis or not postgres:
             return None
         own_cache = hive.spec.redis.cache.own_url is not None
         cache = state.cache_url or known.get(CACHE_URL) if own_cache else None
         return {"redis_url": redis, "postgres_url": postgres, "cache_url": cache}
+
+    def _postgres_url(self, key: Key, hive: AgentHive, state: HiveState, known: str | None) -> str | None:
+        """The hive's URL, with the Agent's own login where the operator makes such, once the server knows it."""
+        if not hive.spec.postgres.mints_logins:
+            return state.postgres_url or known
+        of = Key("AgentHive", key.namespace, hive.metadata.name)
+        login, is_news = self._context.logins.want(key, of, schema_name(scope_of(hive)), known)
+        if is_news:
+            self._context.postgres.poke(of)
+        return with_login(state.postgres_url, login) if state.postgres_url and login else known
 
     async def _tell(
         self, key: Key, live: Object, agent: Agent, facts: HiveFacts, problem: Problem | None

@@ -16,6 +16,7 @@ from agenthive_operator.backends.resolve import Resolver
 from agenthive_operator.reconcile.cache import Key, ObjectCache
 from agenthive_operator.reconcile.children import Children
 from agenthive_operator.reconcile.conditions import Verdict
+from agenthive_operator.reconcile.logins import Logins
 from agenthive_operator.reconcile.monitor import Monitor
 from agenthive_operator.reconcile.queue import KeyedQueue
 from agenthive_operator.reconcile.status import condition, merge_patch
@@ -68,6 +69,7 @@ class Context:
     caches: Monitor[StoreReport]
     postgres: Monitor[PostgresReport]
     figures: Monitor[dict[str, Figures]]
+    logins: Logins
     states: dict[Key, HiveState] = field(default_factory=dict)
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     monotonic: Callable[[], float] = time.monotonic

@@ -19,6 +19,7 @@ from agenthive_operator.reconcile.cache import SELECTOR, Change, Key, ObjectCach
 from agenthive_operator.reconcile.children import Children
 from agenthive_operator.reconcile.context import Context, Options
 from agenthive_operator.reconcile.hive import HiveReconciler
+from agenthive_operator.reconcile.logins import Logins
 from agenthive_operator.reconcile.monitor import Monitor
 from agenthive_operator.reconcile.queue import KeyedQueue, RetryLater
 from agenthive_operator.reconcile.status import figure_fields, figures_in, material
@@ -70,6 +71,7 @@ class Controller:
                 timeout=MIGRATION_SECONDS,
             ),
             figures=Monitor[dict[str, Figures]]("figures", self._figures_changed, steady=figures_pause),
+            logins=Logins(kube, cache, self.queue),
         )
         self._hives = HiveReconciler(self.context)
         self._agents = AgentReconciler(self.context)

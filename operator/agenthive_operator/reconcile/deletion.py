@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from datetime import datetime
 from typing import Final
@@ -99,7 +100,9 @@ class HiveDeletion:
             if server == "redis":
                 await redis.remove_hive(dialled, scope_of(hive), timeout=CLEANUP_TRY_SECONDS)
             else:
-                await postgres.remove_schema(dialled, schema_name(scope_of(hive)), timeout=CLEANUP_TRY_SECONDS)
+                schema, roles = schema_name(scope_of(hive)), connection.access.admin is not None
+                async with asyncio.timeout(CLEANUP_TRY_SECONDS), self._stores.database(key):
+                    await postgres.remove_schema(dialled, schema, roles=roles)
         except (BusUnavailable, StoreError, asyncpg.PostgresError, OSError, TimeoutError, ValueError) as error:
             return str(error) or type(error).__name__
         return ""

@@ -272,6 +272,7 @@ class HiveReconciler:
             cache_url=known.cache_url if known else None,
         )
         self._set_state(key, state)
+        self._context.postgres.forget(key)  # another look would make the schema again that is about to be dropped
         waiting = await self._deletion.step(key, live, hive)
         if waiting is None:
             return None

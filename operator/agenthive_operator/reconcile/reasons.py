@@ -140,6 +140,12 @@ REASONS: Final[Mapping[str, Mapping[str, Mapping[str, Reason]]]] = {
                     ("InvalidURL", "nothing can be reached: it is malformed"),
                 )
             },
+            "RolesFailed": Reason(
+                _FALSE,
+                "The logins of the agents could not be made, or are not let in; the message is the server's. Agents "
+                "that run are left running on the login they have.",
+                "Do what the message says. Where adminUrlSecretRef is left out, agents use the hive's own login.",
+            ),
             "SchemaTooNew": Reason(
                 _FALSE, "A newer version migrated the schema. Schemas are never downgraded.", "Upgrade the operator."
             ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from typing import Final, Literal
 
 from agenthive.bus import BusUnavailable
 from agenthive.settings import HiveScope
+from agenthive.store import schema_name
 from agenthive_operator.api.hive import AgentHive
 from agenthive_operator.api.meta import SecretKeyReference
 from agenthive_operator.backends import postgres, redis
@@ -56,6 +58,7 @@ class Stores:
         self._context = context
         self._schemas: dict[Key, postgres.HiveSchema] = {}
         self._queues: dict[Key, redis.HiveQueues] = {}
+        self._databases: dict[Key, asyncio.Lock] = {}
 
     async def connection(self, key: Key, hive: AgentHive, server: Server) -> Connection:
         """The URLs of a store, from the Secrets that hold them. Raises ``ApiError`` when the API cannot be asked."""
@@ -136,7 +139,12 @@ class Stores:
             dialled = await self.dial_all(access)
             if isinstance(dialled, StoreReport):
                 return PostgresReport(dialled, NO_SCHEMA)
-            return await schemas.check(dialled, scope, shown=access.url)
+            async with self.database(key):
+                report = await schemas.check(dialled, scope, shown=access.url)
+                if not report.schema.ok or access.admin is None:
+                    return report
+                problem = await self._context.logins.sync(key, dialled, schema_name(scope))
+                return report if problem is None else replace(report, schema=problem)
 
         report = monitor.watch(key, (access, scope), check)
         if report is None or (report.store.ok and report.schema.ok):
@@ -145,6 +153,10 @@ class Stores:
         if hive.spec.postgres.external is None and not report.store.ok:
             return replace(report, store=self._while_starting(key, report.store, "postgres"))
         return report
+
+    def database(self, key: Key) -> asyncio.Lock:
+        """Held by who works on the hive's schema: what drops it does not meet a look that makes it."""
+        return self._databases.setdefault(key, asyncio.Lock())
 
     def look_at_queues(self, key: Key, hive: AgentHive, url: str | None) -> dict[str, Figures] | None:
         """The latest figures by agent; None while they are unknown (``url`` is None: Redis is not ready)."""
@@ -195,6 +207,8 @@ class Stores:
         for monitor in (self._context.redis, self._context.caches, self._context.postgres, self._context.figures):
             monitor.forget(key)
         self._schemas.pop(key, None)
+        self._databases.pop(key, None)
+        self._context.logins.forget_hive(key)
         if (queues := self._queues.pop(key, None)) is not None:
             await queues.aclose()
 
