@@ -143,13 +143,13 @@ class HiveLogins:
             self._wishes[agent] = _Wish(wish.password, fresh)
 
     async def _drop(self, connection: Any, schema: str, agent: str) -> None:
-        """A login that cannot be dropped is no reason to stop: it is tried again with the next look."""
+        """A login that cannot be dropped, as it owns something elsewhere, lets nobody in: no reason to stop."""
         try:
             dropped = await drop_agent(connection, schema, agent)
         except StoreUnavailable:
             raise
         except StoreError as error:
-            logger.warning("the login of agent %s, which is gone, stays for now: %s", agent, error)
+            logger.warning("the login of agent %s, which is gone, stays: %s", agent, error)
         else:
             self._made.pop(agent, None)
             logger.info("dropped %s of agent %s, which is gone", ", ".join(dropped) or "no login", agent)
@@ -179,14 +179,17 @@ class HiveLogins:
 async def adopt(connection: Any, schema: str, user: str | None) -> None:
     """Let the hive's own login, which command lines use, act as the schema's owner: it may not be who migrates."""
     owner = role_names(schema).owner
+    # Before 16 what a role inherits is its own affair.
+    recent = connection.get_server_version() >= (16,)
+    right, options = ("USAGE", " WITH INHERIT TRUE, SET TRUE") if recent else ("MEMBER", "")
     try:
         missing = await connection.fetchval(
             "SELECT count(*) > 0 FROM pg_catalog.pg_roles WHERE rolname = $1 AND NOT rolsuper"
-            " AND NOT pg_has_role(rolname, $2, 'USAGE')",
-            user, owner,
+            " AND NOT pg_has_role(rolname, $2, $3)",
+            user, owner, right,
         )  # fmt: skip
         if user is not None and missing:
-            await connection.execute(f"GRANT {quoted(owner)} TO {quoted(user)}")
+            await connection.execute(f"GRANT {quoted(owner)} TO {quoted(user)}{options}")
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise translate(error, f"the server of schema {schema}") from error
 
