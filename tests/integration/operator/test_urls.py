@@ -68,8 +68,11 @@ async def test_a_bad_cache_url_is_told_and_never_reaches_pods(
     await cluster.patch("Secret", "cache", data={"url": encoded("redis://:cache-word@127.0.0.1:2/0")})
     await told("CacheNotReady", "127.0.0.1:2")
     await agent_has(own_valkey.url, None)
-    warnings = [e for e in await cluster.list("Event") if e["reason"] == "CacheNotReady"]
-    assert {event["type"] for event in warnings} == {"Warning"}
+
+    async def warned() -> bool:
+        return {e["type"] for e in await cluster.list("Event") if e["reason"] == "CacheNotReady"} == {"Warning"}
+
+    await cluster.until("an Event warns", warned)
     await cluster.patch("AgentHive", "demo", spec={"redis": {"cache": {"urlSecretRef": None, "maxBytes": 2**20}}})
     await told("Reachable")
     await agent_has(None, '{"maxBytes":1048576}')
@@ -88,9 +91,12 @@ async def test_a_hive_near_its_servers_limit_is_told_with_numbers(
     # 300 connections, 3 of them for superusers; 20 replicas and 5 more while they are rolled, of 10 connections each
     for words in ("252 connections", "25 pods", "297", "raise max_connections"):
         assert words in told["message"]
-    (event,) = [e for e in await cluster.list("Event") if e["reason"] == "NearConnectionLimit"]
-    assert event["type"] == "Warning"
-    assert event["message"] == told["message"]
+
+    async def warned() -> bool:
+        events = [e for e in await cluster.list("Event") if e["reason"] == "NearConnectionLimit"]
+        return [(e["type"], e["message"]) for e in events] == [("Warning", told["message"])]
+
+    await cluster.until("one Event says the same", warned)
     await cluster.patch("AgentHive", "demo", spec={"postgres": {"pool": {"maxSize": 5}}})
     await cluster.condition("AgentHive", "demo", "PostgresReady", "True", "Reachable")
     await cluster.patch("AgentHive", "demo", spec={"postgres": {"pool": {"maxSize": 10}}})
