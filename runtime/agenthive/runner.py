@@ -244,7 +244,7 @@ class Runner:
         if url is None:
             return None
         # asyncpg costs 60 ms and 8 MiB that an agent without a store saves
-        from agenthive.store import SchemaTooNew, Store, StoreError  # noqa: PLC0415
+        from agenthive.store import SchemaTooNew, Store, StoreError, application_name  # noqa: PLC0415
 
         async def connect() -> Store:
             return await Store.connect(
@@ -252,7 +252,7 @@ class Runner:
                 self.settings.scope,
                 agent=self.name,
                 pool=self.settings.postgres_pool,
-                application_name=self.pod,
+                application_name=application_name(self.settings.hive, self.name, self.pod),
                 message_log=self.settings.messaging.log,
                 process=self.pod,
                 cache=cache,

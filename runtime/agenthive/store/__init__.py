@@ -20,7 +20,7 @@ from agenthive.store.errors import (
 from agenthive.store.messages import LoggedMessage, MessageLog
 from agenthive.store.metrics import AgentMetrics, Bucket, Metric, MetricsStore, MetricType
 from agenthive.store.migrate import Migration, SchemaStatus, schema_status, upgrade
-from agenthive.store.naming import schema_name
+from agenthive.store.naming import application_name, schema_name
 from agenthive.store.state import StateEntry, StateStore, Versioned
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "ValueTooLarge",
     "VersionConflict",
     "Versioned",
+    "application_name",
     "schema_name",
     "schema_status",
     "upgrade",

@@ -108,6 +108,11 @@ def is_collision(error: BaseException) -> bool:
     return sqlstate(error) in _COLLISION_STATES
 
 
+def is_lock_timeout(error: BaseException) -> bool:
+    """True if a lock was not granted within ``lock_timeout``."""
+    return sqlstate(error) == "55P03"
+
+
 def is_row_error(error: BaseException) -> bool:
     """True where one bad row of a batch can be the cause, so that the others deserve another try without it."""
     if isinstance(error, InvalidValue | asyncpg.DataError):
@@ -133,6 +138,13 @@ def translate(error: BaseException, where: str) -> StoreError:
         return StoreAuthError(
             f"PostgreSQL at {where} refused the login: {error}. Check user and password of AGENTHIVE_POSTGRES_URL"
         )
+    if state == "57014":
+        return StoreUnavailable(
+            f"PostgreSQL at {where} broke off the statement: {error}. Its statement_timeout is shorter than what this "
+            "takes, or somebody cancelled it"
+        )
+    if is_lock_timeout(error):
+        return StoreUnavailable(f"PostgreSQL at {where}: {error}. Somebody holds it for long: see pg_locks")
     if state == "3D000":
         return StoreUnavailable(f"PostgreSQL at {where}: {error}. Create the database or correct the URL")
     if state == "53300":

@@ -24,9 +24,19 @@ import asyncpg
 
 from agenthive.store.chain import TOOL, Event, follow, person, start
 from agenthive.store.database import Address, connect_once
-from agenthive.store.errors import MigrationError, SchemaMissing, SchemaTooNew, is_connection_loss, translate
+from agenthive.store.errors import (
+    MigrationError,
+    SchemaMissing,
+    SchemaTooNew,
+    is_collision,
+    is_connection_loss,
+    is_lock_timeout,
+    translate,
+)
+from agenthive.store.locks import change_tables
 from agenthive.store.naming import lock_key, quote
 from agenthive.store.partitions import maintain_partitions
+from agenthive.store.roles import become_owner, role_names, secure_tables
 from agenthive.store.statements import AuditSql
 
 logger = logging.getLogger(__name__)
@@ -167,7 +177,8 @@ async def schema_status(url: str, schema: str) -> SchemaStatus:
     address = Address.parse(url)
     connection = await connect_once(address, "agenthive db status")
     try:
-        applied = await applied_versions(connection, schema)
+        async with connection.transaction():  # for PgBouncer, which may send each statement elsewhere
+            applied = await applied_versions(connection, schema)
     except asyncpg.PostgresError as error:
         raise translate(error, address.where) from error
     finally:
@@ -201,8 +212,14 @@ async def upgrade(url: str, schema: str) -> list[Migration]:
     done: list[Migration] = []
     try:
         async with asyncio.timeout(UPGRADE_SECONDS):
-            while migration := await _apply_next(connection, schema):
+            while migration := await change_tables(
+                connection,
+                lambda: _apply_next(connection, schema),
+                what=f"the upgrade of schema {schema}",
+                patience=UPGRADE_SECONDS,
+            ):
                 done.append(migration)
+            await secure_tables(connection, schema)
             await maintain_partitions(connection, schema)
             if done:
                 await _tell_audit(connection, schema, done)
@@ -220,46 +237,52 @@ async def _tell_audit(connection: Any, schema: str, done: list[Migration]) -> No
     chain = f"{TOOL}/upgrade/{socket.gethostname()}/{secrets.token_hex(6)}"
     columns = [[value] for value in follow(chain, TOOL, person(), start(chain), [event])[0]]
     try:
-        await connection.execute(AuditSql(schema).insert, *columns)
+        async with connection.transaction():
+            await become_owner(connection, schema)
+            await connection.execute(AuditSql(schema).insert, *columns)
     except asyncpg.PostgresError as error:
         logger.warning("the upgrade of schema %s is not in its audit trail: %s", schema, error)
 
 
 async def _apply_next(connection: Any, schema: str) -> Migration | None:
-    """Apply the first missing migration in a transaction of its own; None if none is missing."""
-    async with connection.transaction():
-        # Waits for another upgrader; what that one applied is visible afterwards.
-        await connection.execute(
-            "SELECT pg_advisory_xact_lock($1)", lock_key("migrate", schema), timeout=UPGRADE_SECONDS
-        )
-        applied = await applied_versions(connection, schema)
-        missing = pending(migrations(), applied, schema)
-        if not missing:
-            return None
-        if not applied:
-            await _create_schema(connection, schema)
-        migration = missing[0]
-        await connection.execute(f"SET LOCAL search_path = {quote(schema)}")
-        try:
-            await connection.execute(migration.sql, timeout=UPGRADE_SECONDS)
-        except asyncpg.PostgresError as error:
-            if is_connection_loss(error):
-                raise
-            raise MigrationError(
-                f"migration {migration.version:04}_{migration.name} of schema {schema} failed and left no trace: "
-                f"{error}"
-            ) from error
-        await connection.execute(
-            "INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",
-            migration.version, migration.name, migration.checksum,
-        )  # fmt: skip
-        return migration
+    """Apply the first missing migration, inside a transaction of its own; None if none is missing."""
+    # Waits for another upgrader; what that one applied is visible afterwards.
+    await connection.execute("SELECT pg_advisory_xact_lock($1)", lock_key("migrate", schema), timeout=UPGRADE_SECONDS)
+    applied = await applied_versions(connection, schema)
+    missing = pending(migrations(), applied, schema)
+    if not missing:
+        return None
+    if not applied:
+        await _create_schema(connection, schema)
+    await become_owner(connection, schema)
+    if not applied:
+        await _create_bookkeeping(connection, schema)
+    migration = missing[0]
+    await connection.execute(f"SET LOCAL search_path = {quote(schema)}")
+    try:
+        await connection.execute(migration.sql, timeout=UPGRADE_SECONDS)
+    except asyncpg.PostgresError as error:
+        if is_connection_loss(error) or is_lock_timeout(error) or is_collision(error):
+            raise
+        raise MigrationError(
+            f"migration {migration.version:04}_{migration.name} of schema {schema} failed and left no trace: {error}"
+        ) from error
+    await connection.execute(
+        f"INSERT INTO {quote(schema)}.schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",  # noqa: S608
+        migration.version, migration.name, migration.checksum,
+    )  # fmt: skip
+    return migration
 
 
 async def _create_schema(connection: Any, schema: str) -> None:
     # Looked up first: CREATE SCHEMA IF NOT EXISTS asks for the right to create even where there is nothing to do.
     if await connection.fetchval("SELECT to_regnamespace($1) IS NULL", quote(schema)):
-        await connection.execute(f"CREATE SCHEMA {quote(schema)}")
+        owner = quote(role_names(schema).owner)
+        there = await connection.fetchval("SELECT to_regrole($1) IS NOT NULL", owner)
+        await connection.execute(f"CREATE SCHEMA {quote(schema)}" + (f" AUTHORIZATION {owner}" if there else ""))
+
+
+async def _create_bookkeeping(connection: Any, schema: str) -> None:
     await connection.execute(
         f"""
         CREATE TABLE IF NOT EXISTS {quote(schema)}.schema_migrations (

@@ -18,11 +18,30 @@ def schema_name(scope: HiveScope) -> str:
     no underscore, so a single one always separates. A name that is too long ends in a hash of the whole.
     """
     parts = (scope.instance, scope.namespace, scope.hive)
-    name = "ah_" + "_".join(part.replace("-", "__") for part in parts)
+    return capped("ah_" + "_".join(label_part(part) for part in parts))
+
+
+def label_part(label: str) -> str:
+    """A DNS label as a part of a name whose parts a single underscore separates."""
+    return label.replace("-", "__")
+
+
+def capped(name: str) -> str:
+    """``name``, of ASCII; one that is longer than PostgreSQL keeps ends in a hash of the whole."""
     if len(name) <= MAX_IDENTIFIER:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:_HASH_DIGITS]
     return f"{name[: MAX_IDENTIFIER - _HASH_DIGITS - 1]}_{digest}"
+
+
+def application_name(hive: str, agent: str, pod: str) -> str:
+    """What ``pg_stat_activity`` shows of a process: ``<hive>/<agent>/<pod>``, at most 63 bytes.
+
+    Where that is too long each part gives what it has over its share; of the pod the end stays, which tells it from
+    its siblings.
+    """
+    name = f"{hive}/{agent}/{pod}"
+    return name if len(name) <= MAX_IDENTIFIER else f"{hive[:16]}/{agent[:28]}/{pod[-17:]}"
 
 
 def quote(identifier: str) -> str:

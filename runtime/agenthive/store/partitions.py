@@ -23,6 +23,7 @@ from agenthive.settings import Retention
 from agenthive.store.database import Database, backoff
 from agenthive.store.errors import sqlstate
 from agenthive.store.naming import lock_key, quote
+from agenthive.store.roles import become_owner
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ async def maintain_partitions(
     """Make the partitions that are missing from yesterday to ``DAYS_AHEAD`` days ahead.
 
     Args:
-        connection: of a role that owns the tables; not inside a transaction.
+        connection: of a role that owns the tables or is a member of the one that does; not inside a transaction.
         schema: the hive's.
         today: UTC day to count from; the server's by default.
         tables: which.
@@ -113,6 +114,7 @@ async def maintain_partitions(
     made = []
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock($1)", lock_key("partitions", schema))
+        await become_owner(connection, schema)
         today = today or await server_day(connection)
         for table in tables:
             there = await existing_partitions(connection, schema, table)
@@ -157,6 +159,7 @@ async def apply_retention(
                 break  # a later one must not go before it: anchors say where a chain begins
             dropped.append(name)
     async with connection.transaction():
+        await become_owner(connection, schema)
         await connection.execute(_forget_anchors(schema), today - timedelta(days=retention.audit_days))
     return dropped
 
@@ -200,6 +203,7 @@ async def _drop(connection: Any, schema: str, table: PartitionedTable, name: str
             async with connection.transaction():
                 await connection.execute(f"SET LOCAL lock_timeout = {LOCK_MILLISECONDS}")
                 await connection.execute("SELECT pg_advisory_xact_lock($1)", lock_key("partitions", schema))
+                await become_owner(connection, schema)
                 if table is AUDIT:
                     # Nobody may add a row to it any more once its last ones are known.
                     await connection.execute(f"LOCK TABLE {child} IN SHARE MODE")
