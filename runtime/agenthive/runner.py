@@ -31,6 +31,7 @@ from agenthive.worker import OnFailure, Worker
 if TYPE_CHECKING:
     from agenthive.bus import Consumer
     from agenthive.store import Store
+    from agenthive.store.transaction import Transactions
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -105,7 +106,7 @@ class Runner:
                 return
             resources = Resources(
                 self.name, self.settings, bus, self._store, logging.getLogger(f"agent.{self.name}"),
-                asyncio.get_running_loop(),
+                asyncio.get_running_loop(), await self._start_transactions(stack, bus),
             )  # fmt: skip
             await self._serve(bus, resources)
 
@@ -231,6 +232,18 @@ class Runner:
         if store is not None:
             stack.push_async_callback(store.aclose)
         return store
+
+    async def _start_transactions(self, stack: AsyncExitStack, bus: Bus) -> Transactions | None:
+        """What ``ctx.transaction()`` needs; at the end it sends what was committed, before bus and store are closed."""
+        if self._store is None:
+            return None
+        from agenthive.relay import Relay  # noqa: PLC0415 - loads asyncpg, see above
+        from agenthive.store.transaction import Transactions  # noqa: PLC0415 - as above
+
+        relay = Relay(self.name, bus, self._store.outbox, self.telemetry)
+        stack.push_async_callback(relay.aclose)
+        relay.start()
+        return Transactions(self.name, self.settings, self._store, bus, relay, self.telemetry)
 
     async def _persist(
         self,

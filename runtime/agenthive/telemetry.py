@@ -28,6 +28,14 @@ DELIVERED, FAILED, RETRIED, REJECTED, TIMED_OUT, RELEASED, LEASE_LOST = RESULTS 
     "lease_lost",
 )
 
+#: What can become of a transaction.
+COMMITTED, ROLLED_BACK, ALREADY_HANDLED, IN_DOUBT = TRANSACTION_RESULTS = (
+    "committed",
+    "rolled_back",
+    "already_handled",
+    "in_doubt",
+)
+
 #: The ``type`` label of messages nobody handles: what a stranger sends must not make a label of its own.
 UNKNOWN_TYPE = "(unknown)"
 
@@ -69,12 +77,14 @@ METRICS = {
         ),
         Description(
             "agenthive_bus_errors_total", COUNTER,
-            "Calls to Redis that failed, by operation: connect, start, claim, settle, schedule, handler.",
+            "Calls to Redis that failed, by operation: connect, start, claim, settle, schedule, outbox, "
+            "handler.",
             ("operation",),
         ),
         Description(
             "agenthive_store_errors_total", COUNTER,
-            "Calls to PostgreSQL that failed, by operation: connect, check, message_log, handler.", ("operation",),
+            "Calls to PostgreSQL that failed, by operation: connect, check, message_log, outbox, handler.",
+            ("operation",),
         ),
         Description(
             "agenthive_schedule_slots_total", COUNTER,
@@ -88,6 +98,17 @@ METRICS = {
         Description(
             "agenthive_topic_missed_total", COUNTER,
             "Messages that a topic dropped before this process could copy them.", ("topic",),
+        ),
+        Description(
+            "agenthive_transactions_total", COUNTER,
+            "Transactions of handlers and hooks, by result: committed, rolled_back, already_handled (the message's "
+            "effects were committed before), in_doubt (PostgreSQL was lost during the commit).",
+            ("result",),
+        ),
+        Description("agenthive_outbox_sent_total", COUNTER, "Messages of committed transactions that Redis has taken."),
+        Description(
+            "agenthive_outbox_waiting", GAUGE,
+            "Messages of committed transactions, in the care of this process, that have no final status yet.",
         ),
         Description("agenthive_started_at_seconds", GAUGE, "Unix time this process started."),
         Description("agenthive_info", GAUGE, "Always 1.", ("version",)),
@@ -147,6 +168,10 @@ class Telemetry:
         #: Messages this process copied into the queue, by topic, and those a topic had dropped before.
         self.topic_copies: Counter[str] = Counter()
         self.topic_missed: Counter[str] = Counter()
+        self.transactions: Counter[str] = Counter()
+        self.outbox_sent = 0
+        #: Read at each scrape: messages of transactions that have no final status yet.
+        self.outbox_waiting: Callable[[], int] = lambda: 0
         self.started_at = time.time()
 
     def for_type(self, message_type: str) -> TypeFigures:
@@ -190,6 +215,9 @@ class Telemetry:
             "agenthive_schedule_slots_total": list(self.firings.items()),
             "agenthive_topic_copies_total": [((topic,), count) for topic, count in self.topic_copies.items()],
             "agenthive_topic_missed_total": [((topic,), count) for topic, count in self.topic_missed.items()],
+            "agenthive_transactions_total": [((result,), count) for result, count in self.transactions.items()],
+            "agenthive_outbox_sent_total": [((), self.outbox_sent)],
+            "agenthive_outbox_waiting": [((), self.outbox_waiting())],
             "agenthive_started_at_seconds": [((), self.started_at)],
             "agenthive_info": [((__version__,), 1)],
         }

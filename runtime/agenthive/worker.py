@@ -33,10 +33,13 @@ from agenthive.handling import (
     Stop,
     Verdict,
     bind,
+    committed_reply,
+    format_error,
     judge,
     outcome,
     unknown_type,
 )
+from agenthive.once import Progress
 from agenthive.outage import FIRST_DELAY, LONGEST_DELAY, Outage
 from agenthive.protocol import describe
 
@@ -199,6 +202,9 @@ class Worker:
         if handler.timeout is not None:
             self._limit(run, handler.timeout)
         try:
+            if run.delivery.attempt > 1 and self._resources.transactions is not None:
+                ctx.progress = Progress()
+                await self._resources.transactions.look(ctx.message, ctx.progress)
             if not handler.is_async:
                 result = await self._in_thread(handler, ctx)
             elif handler.takes_context:
@@ -220,7 +226,9 @@ class Worker:
             self._note(run, verdict, error)
         run.done = True
         reply: AgentMessage | None = None
-        if verdict is ACKNOWLEDGE and ctx.message.reply_to is not None:
+        if verdict is ACKNOWLEDGE and ctx.progress is not None and ctx.progress.committed:
+            reply = committed_reply(run, result, error)
+        elif verdict is ACKNOWLEDGE and ctx.message.reply_to is not None:
             try:
                 reply = ctx.message.reply(result)
             except ValidationError as unfit:
@@ -238,6 +246,16 @@ class Worker:
         return await result if inspect.isawaitable(result) else result
 
     def _note(self, run: Run, verdict: Verdict, error: BaseException | None) -> None:
+        if isinstance(verdict, Acknowledge):
+            if run.ctx.progress is not None and run.ctx.progress.again:
+                log.info("acknowledged without running: its effects were committed before")
+                return
+            if error is None:
+                return
+            log.error(
+                "%s failed after its transaction was committed, so its message is acknowledged: %s",
+                run.handler.where, format_error(error),
+            )  # fmt: skip
         if type(error).__module__.startswith("agenthive.store"):  # not imported where there is no store
             self._figures.store_errors["handler"] += 1
         elif isinstance(error, BusUnavailable):
@@ -269,8 +287,13 @@ class Worker:
     def _heard(
         self, run: Run, verdict: Verdict, reply: AgentMessage | None, delay: float, told: asyncio.Future[None]
     ) -> None:
-        if not told.cancelled():  # else the loop is closing
-            self._settled(run, verdict, reply, delay, told.exception())
+        if told.cancelled():  # the loop is closing
+            return
+        error, progress = told.exception(), run.ctx.progress
+        if error is None and progress is not None and progress.reply_row is not None:
+            assert self._resources.transactions is not None
+            self._resources.transactions.relay.done(progress.reply_row)
+        self._settled(run, verdict, reply, delay, error)
 
     def _acknowledged(self, run: Run, error: BaseException | None) -> None:
         self._settled(run, ACKNOWLEDGE, None, FIRST_DELAY, error)

@@ -17,6 +17,7 @@ from agenthive.store.messages import MessageLog, checked_policy
 from agenthive.store.metrics import MetricsStore
 from agenthive.store.migrate import applied_versions, require_current
 from agenthive.store.naming import schema_name
+from agenthive.store.outbox import Outbox
 from agenthive.store.state import StateLanes, StateStore
 
 CLOSE_SECONDS = 10.0
@@ -31,6 +32,7 @@ class Store:
         state: documents of this agent; ``state.shared`` and ``state.for_agent()`` lead to the others.
         metrics: the hive's ``agent_metrics``.
         messages: the log of what became of messages.
+        outbox: what transactions have committed and is not at an end; see ``ctx.transaction()``.
         pool: the asyncpg pool, for SQL of one's own; JSON columns come as Python values. ``search_path`` is not set:
             name the schema.
     """
@@ -42,6 +44,7 @@ class Store:
         self.state = StateStore(self._lanes, check_key(agent, "agent"))
         self.metrics = MetricsStore(database, schema)
         self.messages = MessageLog(database, schema, agent, policy=checked_policy(message_log))
+        self.outbox = Outbox(database, schema, agent)
 
     @classmethod
     async def connect(
@@ -107,7 +110,8 @@ class Store:
             ) from error
 
     async def maintain(self, *, today: date | None = None) -> list[str]:
-        """Housekeeping, to be called daily: partitions ahead, expired documents. Returns the partitions it made.
+        """Housekeeping, to be called daily: partitions ahead, expired documents, marks of messages that were handled
+        long ago. Returns the partitions it made.
 
         Raises:
             StorePermissionError: the role does not own the tables.
@@ -116,11 +120,14 @@ class Store:
         made = await self.metrics.maintain(today=today)
         while await self._lanes.purge_expired():
             pass
+        while await self.outbox.forget():
+            pass
         return made
 
     async def aclose(self, timeout: float = CLOSE_SECONDS) -> None:
         """Write what waits, then close the pool; what is not written after ``timeout`` seconds fails or is dropped."""
-        await asyncio.gather(self._lanes.aclose(timeout), self.metrics.aclose(timeout), self.messages.aclose(timeout))
+        parts = (self._lanes, self.metrics, self.messages, self.outbox)
+        await asyncio.gather(*(part.aclose(timeout) for part in parts))
         await self._database.aclose()
 
     async def __aenter__(self) -> Self:

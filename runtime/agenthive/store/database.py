@@ -127,6 +127,13 @@ class _PooledConnection(_Base):
     """A connection that skips the session reset after a loan to the store's own lanes, which leave nothing behind."""
 
     _clean = False
+    #: What the server answered to the last statement that asked for no rows: to a COMMIT of a transaction in which a
+    #: statement had failed, ``ROLLBACK``, and asyncpg says nothing.
+    last_status = ""
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
+        self.last_status = status = await super().execute(query, *args, timeout=timeout)
+        return status
 
     def leaves_clean(self, clean: bool) -> None:
         """Say whether this loan leaves the session as it found it."""
@@ -278,18 +285,28 @@ class Database:
         Raises:
             StoreUnavailable, StoreAuthError: no connection, and no sense in waiting longer.
         """
+
+        async def attempt() -> T:
+            async with self.lend() as connection:
+                if own_transaction or self.address.statement_cache_size:
+                    return await work(connection)
+                # Without named statements a query is two exchanges, and outside a transaction PgBouncer may send
+                # the second to another server.
+                async with connection.transaction():
+                    return await work(connection)
+
+        return await self.repeat(attempt, retry=retry, deadline=deadline)
+
+    async def repeat(
+        self, attempt: Callable[[], Awaitable[T]], *, retry: bool = True, deadline: float | None = None
+    ) -> T:
+        """``run`` for what gets its connection itself, by ``lend``."""
         loop = asyncio.get_running_loop()
         give_up = loop.time() + RETRY_SECONDS if deadline is None else deadline
         collisions = 0
         for delay in backoff():
             try:
-                async with self._lend() as connection:
-                    if own_transaction or self.address.statement_cache_size:
-                        return await work(connection)
-                    # Without named statements a query is two exchanges, and outside a transaction PgBouncer may send
-                    # the second to another server.
-                    async with connection.transaction():
-                        return await work(connection)
+                return await attempt()
             except Exception as error:
                 if is_collision(error) and collisions < _COLLISIONS:
                     collisions += 1
@@ -315,10 +332,15 @@ class Database:
                 raise
             raise self.explain(error) from error
 
-    def _lend(self) -> _Loan:
+    def lend(self, *, reset: bool = False) -> Loan:
+        """A connection of the pool for the length of an ``async with``.
+
+        Args:
+            reset: clear the session afterwards, a round trip; otherwise nothing may be left in it.
+        """
         if self.closed:
             raise StoreClosed("the store of this process was closed")
-        return _Loan(self)
+        return Loan(self, reset)
 
     async def aclose(self, timeout: float = _CLOSE_SECONDS) -> None:
         """Close the connections; those still in use after ``timeout`` seconds are cut."""
@@ -343,11 +365,12 @@ def _is_loss(error: BaseException) -> bool:
     return isinstance(error, StoreUnavailable) or is_connection_loss(error)
 
 
-class _Loan:
+class Loan:
     """A pooled connection for the length of an ``async with``."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, reset: bool) -> None:
         self._database = database
+        self._reset = reset
         self._connection: Any = None
         self._leaves_clean: Callable[[bool], None]
         self._abandon: Callable[[], None]
@@ -373,7 +396,7 @@ class _Loan:
 
     async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
         # A reset costs a round trip; after an error the session may be in any state, so it is worth one.
-        self._leaves_clean(kind is None)
+        self._leaves_clean(kind is None and not self._reset)
         if error is not None and is_broken(error):
             self._abandon()
         try:

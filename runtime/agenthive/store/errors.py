@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncpg
 
-#: Connections refused for now: the server starts, stops, or has none left.
-_TRANSIENT_STATES = frozenset({"57P01", "57P02", "57P03", "53300"})
+#: Connections refused for now: the server starts, stops, or has none left; or ended, for its transaction sat idle.
+_TRANSIENT_STATES = frozenset({"57P01", "57P02", "57P03", "53300", "25P03"})
 #: The statement lost to another one and left nothing behind.
 _COLLISION_STATES = frozenset({"40001", "40P01"})
 _AUTH_STATES = frozenset({"28000", "28P01"})

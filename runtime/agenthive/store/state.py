@@ -14,6 +14,7 @@ from agenthive.store.batch import Batcher
 from agenthive.store.database import RETRY_SECONDS, Connection, Database, is_broken
 from agenthive.store.errors import InvalidValue, StoreError, StoreUnavailable, VersionConflict
 from agenthive.store.fold import Current, Folded, Key, Row, Write, fold, is_plain
+from agenthive.store.naming import lock_key
 from agenthive.store.statements import StateSql
 
 #: The owner of what all agents of a hive share; no agent's name is empty.
@@ -98,7 +99,7 @@ class StateStore:
             StoreUnavailable: PostgreSQL did not come back within 30 s. The write may have happened nevertheless.
         """
         data = codec.encode(value, what=f"state key {key!r}")
-        write = Write((self._owner, codec.check_key(key)), data, _seconds(ttl), _expected(expect_version))
+        write = Write((self._owner, codec.check_key(key)), data, seconds_of(ttl), expected_of(expect_version))
         return await self._lanes.write(write, len(data))
 
     async def delete(self, key: str, *, expect_version: int | None = None) -> bool:
@@ -115,7 +116,7 @@ class StateStore:
         Raises:
             VersionConflict, InvalidValue, StoreUnavailable: as ``set``.
         """
-        write = Write((self._owner, codec.check_key(key)), None, None, _expected(expect_version))
+        write = Write((self._owner, codec.check_key(key)), None, None, expected_of(expect_version))
         return bool(await self._lanes.write(write, 0))
 
     async def list(
@@ -140,7 +141,8 @@ class StateStore:
         return await self._lanes.page(self._owner, prefix, after, limit)
 
 
-def _seconds(ttl: float | timedelta | None) -> float | None:
+def seconds_of(ttl: float | timedelta | None) -> float | None:
+    """A ``ttl`` in seconds. Raises InvalidValue for one that makes no sense."""
     if ttl is None:
         return None
     seconds = codec.check_finite(ttl.total_seconds() if isinstance(ttl, timedelta) else ttl, "ttl")
@@ -150,7 +152,8 @@ def _seconds(ttl: float | timedelta | None) -> float | None:
     return seconds
 
 
-def _expected(version: int | None) -> int | None:
+def expected_of(version: int | None) -> int | None:
+    """``version`` itself. Raises InvalidValue for one that cannot be expected."""
     if version is not None and (not isinstance(version, int) or version < 0):
         raise InvalidValue(f"expect_version must be a version that set() or get_versioned() returned, not {version!r}")
     return version
@@ -176,6 +179,7 @@ class StateLanes:
 
     def __init__(self, database: Database, schema: str) -> None:
         self._database = database
+        self._schema = schema
         self._sql = StateSql(schema)
         self._reads: Batcher[Key, Found | None] = Batcher(
             "state reads", self._flush_reads, explain=database.explain, patience=RETRY_SECONDS
@@ -191,6 +195,35 @@ class StateLanes:
     async def write(self, write: Write, size: int) -> int:
         """Do ``write`` with the next commit: the new version, or 1 or 0 for a deletion."""
         return await self._writes.submit(write, size)
+
+    async def read_within(self, connection: Connection, key: Key) -> Found | None:
+        """Text and version of ``key`` in the caller's transaction, at whose end other transactions may read it, too."""
+        row = await connection.fetchrow(self._sql.read_locked, *key)
+        if row is None:
+            # There is no row to lock. Another transaction may have had this lock, and made the row: a new statement
+            # sees it.
+            await connection.execute("SELECT pg_advisory_xact_lock($1)", lock_key("state", self._schema, *key))
+            row = await connection.fetchrow(self._sql.read_locked, *key)
+        return (row["value"], row["version"]) if row is not None and row["alive"] else None
+
+    async def write_within(self, connection: Connection, write: Write) -> int:
+        """Do ``write`` in the caller's transaction: the new version, or 1 or 0 for a deletion.
+
+        Raises:
+            VersionConflict: the key is at another version than the write expects.
+        """
+        if is_plain([write]):
+            return (await self._upsert(connection, [write]))[0]
+        folded = fold([write], *await self._lock(connection, [write.key]))
+        (result,) = folded.results
+        if isinstance(result, StoreError):
+            raise result
+        if not await self._apply(connection, folded):
+            # Somebody else's insertion was committed after we had looked, so that now there is a row to lock.
+            current, _ = await self._lock(connection, [write.key])
+            found = current.get(write.key)
+            raise VersionConflict(write.key[1], 0, found.version if found is not None and found.alive else 0)
+        return result
 
     async def page(self, owner: str, prefix: str, after: str | None, limit: int) -> list[StateEntry]:
         """See ``StateStore.list``."""

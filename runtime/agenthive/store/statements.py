@@ -35,6 +35,11 @@ class StateSql:
                 expires_at = excluded.expires_at, updated_at = excluded.updated_at
             RETURNING s.agent, s.key, s.version
         """
+        # For transactions: nobody else reads it to change it until they end.
+        self.read_locked = f"""
+            SELECT value::text AS value, version, {_ALIVE} AS alive FROM {table}
+            WHERE agent = $1 AND key = $2 FOR UPDATE
+        """
         # One row at least, for the birth; the rest of it is null where no key has a row.
         self.lock = f"""
             WITH locked AS (
@@ -105,6 +110,61 @@ class MessagesSql:
         """
         self.select = f"SELECT {columns}, body FROM {table}"
         self.newest_first = "ORDER BY logged_at DESC, id DESC"
+
+
+class TransactionSql:
+    """Statements on ``inbox`` and ``outbox``. Each names the agent, whose rows alone its role may see."""
+
+    def __init__(self, schema: str) -> None:
+        inbox, outbox = f"{quote(schema)}.inbox", f"{quote(schema)}.outbox"
+        # A second handling of the message waits here for the end of the first. That of a machine which is gone is ended
+        # by the server, hence the limit, which lasts as long as the transaction.
+        self.mark = f"""
+            INSERT INTO {inbox} (agent, message_id, keep_until) VALUES ($1, $2, now() + $3 * interval '1 second')
+            ON CONFLICT DO NOTHING
+            RETURNING set_config('idle_in_transaction_session_timeout', $4, true)
+        """
+        # Not now(), which is when the transaction began: the sweep would take what was written at the end of a long one
+        # for what a dead process has left. Rows of one statement are in the order of their ids.
+        self.insert = f"""
+            INSERT INTO {outbox} (id, agent, cause, kind, message_id, recipient, document, created_at, due_at)
+            SELECT i.id, $1, $2, i.kind, i.message_id, i.recipient, i.document, statement_timestamp(),
+                statement_timestamp() + $8 * interval '1 second'
+            FROM unnest($3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[])
+                AS i (id, kind, message_id, recipient, document)
+        """
+        columns = "id, cause, kind, message_id, recipient, octet_length(document) AS size, created_at"
+        # What is known of messages that may have been handled before; a row for each that was, and for each row of its
+        # outbox.
+        self.handled = f"""
+            SELECT i.message_id AS mark, o.id, o.cause, o.kind, o.message_id, o.recipient,
+                octet_length(o.document) AS size, o.created_at,
+                CASE WHEN o.kind = 'reply' THEN o.document END AS document
+            FROM {inbox} AS i LEFT JOIN {outbox} AS o ON o.agent = i.agent AND o.cause = i.message_id
+            WHERE i.agent = $1 AND i.message_id = ANY($2::text[])
+        """
+        self.take = f"""
+            WITH due AS (
+                SELECT id FROM {outbox} WHERE agent = $1 AND due_at < clock_timestamp() + $5 * interval '1 second'
+                ORDER BY due_at LIMIT $2 FOR UPDATE SKIP LOCKED
+            )
+            UPDATE {outbox} AS o
+            SET tries = o.tries + 1,
+                due_at = clock_timestamp() + least($3 * 2.0 ^ least(o.tries, 30), $4) * interval '1 second'
+            FROM due WHERE o.id = due.id AND o.agent = $1
+            RETURNING o.id, o.cause, o.kind, o.message_id, o.recipient, octet_length(o.document) AS size, o.created_at
+        """
+        self.find = f"SELECT {columns} FROM {outbox} WHERE agent = $1 AND id = ANY($2::uuid[])"
+        self.documents = f"SELECT id, document FROM {outbox} WHERE agent = $1 AND id = ANY($2::uuid[])"
+        self.delete = f"DELETE FROM {outbox} WHERE agent = $1 AND id = ANY($2::uuid[])"
+        self.forget = f"""
+            WITH gone AS (
+                DELETE FROM {inbox} WHERE (agent, message_id) IN (
+                    SELECT agent, message_id FROM {inbox} WHERE keep_until < now() LIMIT $1 FOR UPDATE SKIP LOCKED
+                ) RETURNING 1
+            )
+            SELECT count(*) FROM gone
+        """
 
 
 def filtered(select: str, order: str, conditions: Mapping[str, object | None], limit: int) -> tuple[str, list[object]]:

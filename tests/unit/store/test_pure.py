@@ -14,7 +14,7 @@ from agenthive.store.errors import InvalidValue, MigrationError, SchemaMissing, 
 from agenthive.store.messages import checked_policy
 from agenthive.store.migrate import Migration, check_sequence, migrations, pending, require_current
 from agenthive.store.partitions import METRICS, bounds, wanted_days
-from agenthive.store.state import _expected, _seconds, prefix_end
+from agenthive.store.state import expected_of, prefix_end, seconds_of
 from agenthive.store.statements import filtered
 
 ONE = Migration(1, "one", "SELECT 1", "aaa")
@@ -110,19 +110,19 @@ def test_filtered() -> None:
 
 @pytest.mark.parametrize(("ttl", "seconds"), [(None, None), (1, 1.0), (0.5, 0.5), (timedelta(minutes=2), 120.0)])
 def test_ttl(ttl: Any, seconds: float | None) -> None:
-    assert _seconds(ttl) == seconds
+    assert seconds_of(ttl) == seconds
 
 
 @pytest.mark.parametrize("ttl", [0, -1, float("nan"), float("inf"), 1e12, "5", timedelta(0)])
 def test_bad_ttl(ttl: Any) -> None:
     with pytest.raises(InvalidValue, match="ttl"):
-        _seconds(ttl)
+        seconds_of(ttl)
 
 
 @pytest.mark.parametrize("version", [-1, "1", 1.0])
 def test_bad_expected_versions(version: Any) -> None:
     with pytest.raises(InvalidValue, match="expect_version"):
-        _expected(version)
+        expected_of(version)
 
 
 def test_policies_of_the_message_log() -> None:
