@@ -292,9 +292,8 @@ class Relay:
                 await self._look(float("inf"))
                 await self._delete()
         except (TimeoutError, BusError, StoreError) as error:
-            log.warning(
-                "the outbox is left with %d messages to send: %s", len(self._lanes.waiting), error or "no answer"
-            )
+            log.warning("%d messages of transactions are left in the outbox: %s",
+                        len(self._lanes.waiting), str(error) or "they could not be sent in time")  # fmt: skip
         await self._end([*self._tasks, *self._lanes.tasks])
 
     @staticmethod
