@@ -14,7 +14,7 @@ import asyncpg
 from benchmarks.bus import last_line, reference
 from benchmarks.cell import measure
 from benchmarks.report import Row
-from benchmarks.server import postgres
+from benchmarks.server import clear, postgres, valkey
 
 ROUNDS = 3
 #: Seconds that each kind of write and read is measured for at a time.
@@ -25,6 +25,7 @@ PROCESSES, WRITERS_EACH = 20, 5
 PARTITIONS = {1: "1 partition", 100: "100 partitions"}
 ROWS_PER_PARTITION = 2000
 SIZES = {10_000: "10 thousand", 1_000_000: "1 million"}
+TRANSACTIONS, SENDS, CONCURRENCY = 1500, 10, 50
 CELL_SECONDS = 120.0
 #: No round begins that would end after so many seconds.
 BUDGET = 150.0
@@ -61,8 +62,9 @@ class Figure:
 class Bench:
     """The rows of the store, and the server all of them are measured on."""
 
-    def __init__(self, url: str, progress: Progress) -> None:
+    def __init__(self, url: str, redis: str, progress: Progress) -> None:
         self.url = url
+        self.redis = redis
         self.progress = progress
         self.began = time.monotonic()
         self.machine = Row("this machine: 10 million additions", "s", less_is_better=True)
@@ -76,6 +78,8 @@ class Bench:
         self.steady = Figure(f"state.set at {STEADY_RATE}/s", p99="< 10")
         self.reads = Figure("state.get, 100 readers, no cache", target="≥ 40,000", p99="< 10")
         self.ingest = Figure(f"metrics.record, {RECORDERS:,} writers", limits=True)
+        self.transactions = Row(f"transactions: document, mark, 1 message, {CONCURRENCY} handlers", "/s")
+        self.outbox = Row(f"messages of transactions brought to Redis, {SENDS} of each", "/s")
         self.queries = {
             count: Row(f"metrics of an hour, {name}", "ms", "flat", less_is_better=True)
             for count, name in PARTITIONS.items()
@@ -91,7 +95,7 @@ class Bench:
         """All of them, in the order of the table."""
         figures = [*self.writes.values(), *self.fleet.values(), self.steady, self.reads, self.ingest]
         return [
-            *(row for figure in figures for row in figure.rows),
+            *(row for figure in figures for row in figure.rows), self.transactions, self.outbox,
             *self.queries.values(), *self.growth.values(), self.machine,
         ]  # fmt: skip
 
@@ -125,6 +129,21 @@ class Bench:
         self.figure(turn, self.steady, "store_cells:steady", rate=STEADY_RATE, span=STEADY_SECONDS)
         self.figure(turn, self.reads, "store_cells:reads", span=SPAN)
         self.figure(turn, self.ingest, "store_cells:ingest", recorders=RECORDERS, span=SPAN)
+        self.transact(turn)
+
+    def transact(self, turn: str) -> None:
+        """Handlings that are a transaction, beside the same rows written by hand."""
+        shape: dict[str, Any] = {"redis": self.redis, "concurrency": CONCURRENCY}
+        few, many = (self.transactions, 1, TRANSACTIONS), (self.outbox, SENDS, TRANSACTIONS // SENDS)
+        for number, (row, sends, messages) in enumerate((few, many)):
+            clear(self.redis)
+            name = "store_transactions:transactions"
+            found = self.cell(f"{turn}, {row.name}", name, [row], messages=messages, sends=sends, **shape)
+            if found:
+                row.rounds.append(found[number])
+        by_hand = {"transactions": TRANSACTIONS, "concurrency": CONCURRENCY}
+        if found := self.cell(f"{turn}, the same by hand", "store_transactions:plain", [self.transactions], **by_hand):
+            self.transactions.against.setdefault("3 INSERTs by hand, pool of 10", []).append(found[0])
 
     def once(self) -> None:
         """What takes long to prepare: its rounds are its own."""
@@ -166,8 +185,8 @@ async def _settings(url: str) -> dict[str, str]:
 
 def run(progress: Progress) -> list[Row]:
     """All figures of the store."""
-    with postgres() as url:
-        bench = Bench(url, progress)
+    with postgres() as url, valkey() as redis:
+        bench = Bench(url, redis, progress)
         settings = asyncio.run(_settings(url))
         if not settings["fsync"] == settings["synchronous_commit"] == "on":
             raise RuntimeError(f"the PostgreSQL to be measured does not wait for the disk: {settings}")

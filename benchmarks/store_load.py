@@ -98,7 +98,7 @@ async def empty(url: str) -> None:
         for scope in (HIVE, OTHERS):
             schema = schema_name(scope)
             await upgrade(url, schema)
-            for table in ("agent_state", "agent_metrics"):
+            for table in ("agent_state", "agent_metrics", "inbox", "outbox"):
                 await connection.execute(f"TRUNCATE {quote(schema)}.{table}")
     finally:
         await connection.close()
