@@ -28,7 +28,7 @@ SIZES = {10_000: "10 thousand", 1_000_000: "1 million"}
 TRANSACTIONS, SENDS, CONCURRENCY = 1500, 10, 50
 CELL_SECONDS = 120.0
 #: No round begins that would end after so many seconds.
-BUDGET = 150.0
+BUDGET = 170.0
 Progress = Callable[[str], None]
 Figures = Mapping[str, list[float]]
 
