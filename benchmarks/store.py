@@ -21,6 +21,7 @@ ROUNDS = 3
 SPAN = 0.6
 STEADY_RATE, STEADY_SECONDS = 500, 1.0
 RECORDERS = 1000
+CACHE_CALLS = 40_000
 PROCESSES, WRITERS_EACH = 20, 5
 PARTITIONS = {1: "1 partition", 100: "100 partitions"}
 ROWS_PER_PARTITION = 2000
@@ -77,6 +78,8 @@ class Bench:
         self.fleet = {"sets": Figure(f"state.set, {fleet}"), "records": Figure(f"metrics.record, {fleet}")}
         self.steady = Figure(f"state.set at {STEADY_RATE}/s", p99="< 10")
         self.reads = Figure("state.get, 100 readers, no cache", target="≥ 40,000", p99="< 10")
+        self.cached = Figure("state.get, 100 readers, cached", p99="< 2")
+        self.hit_ratio = Row("cache hits, Zipf over 10,000 keys, 5 % writes", "%", "≥ 95")
         self.ingest = Figure(f"metrics.record, {RECORDERS:,} writers", limits=True)
         self.transactions = Row(f"transactions: document, mark, 1 message, {CONCURRENCY} handlers", "/s")
         self.outbox = Row(f"messages of transactions brought to Redis, {SENDS} of each", "/s")
@@ -93,9 +96,9 @@ class Bench:
     @property
     def rows(self) -> list[Row]:
         """All of them, in the order of the table."""
-        figures = [*self.writes.values(), *self.fleet.values(), self.steady, self.reads, self.ingest]
+        figures = [*self.writes.values(), *self.fleet.values(), self.steady, self.reads, self.cached, self.ingest]
         return [
-            *(row for figure in figures for row in figure.rows), self.transactions, self.outbox,
+            *(row for figure in figures for row in figure.rows), self.hit_ratio, self.transactions, self.outbox,
             *self.queries.values(), *self.growth.values(), self.machine,
         ]  # fmt: skip
 
@@ -129,7 +132,18 @@ class Bench:
         self.figure(turn, self.steady, "store_cells:steady", rate=STEADY_RATE, span=STEADY_SECONDS)
         self.figure(turn, self.reads, "store_cells:reads", span=SPAN)
         self.figure(turn, self.ingest, "store_cells:ingest", recorders=RECORDERS, span=SPAN)
+        self.read_cached(turn)
         self.transact(turn)
+
+    def read_cached(self, turn: str) -> None:
+        """Reads through the cache, and how often it has what is read."""
+        clear(self.redis)
+        shape: dict[str, Any] = {"redis": self.redis, "span": SPAN, "calls": CACHE_CALLS}
+        rows = [*self.cached.rows, self.hit_ratio]
+        if found := self.cell(f"{turn}, {self.cached.per_second.name}", "store_cache:cached", rows, **shape):
+            self.hit_ratio.rounds.append(found["ratio"])
+            for figures in found["turns"]:
+                self.cached.add(figures)
 
     def transact(self, turn: str) -> None:
         """Handlings that are a transaction, beside the same rows written by hand."""
