@@ -140,13 +140,6 @@ def translate(error: BaseException, where: str) -> StoreError:
         return StoreAuthError(
             f"PostgreSQL at {where} refused the login: {error}. Check user and password of AGENTHIVE_POSTGRES_URL"
         )
-    if state == "57014":
-        return StoreUnavailable(
-            f"PostgreSQL at {where} broke off the statement: {error}. Its statement_timeout is shorter than what this "
-            "takes, or somebody cancelled it"
-        )
-    if is_lock_timeout(error):
-        return StoreUnavailable(f"PostgreSQL at {where}: {error}. Somebody holds it for long: see pg_locks")
     if state == "3D000":
         return StoreUnavailable(f"PostgreSQL at {where}: {error}. Create the database or correct the URL")
     if state == "53300":
