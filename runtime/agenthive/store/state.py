@@ -47,7 +47,7 @@ class Versioned(NamedTuple):
 class StateStore:
     """The documents of one owner: an agent, or the hive as a whole (``shared``).
 
-    A version is a number that grows with every write to its key and is never used by that key again, not even after
+    A version is a number that changes with every write to its key and is never used by that key again, not even after
     it was deleted. Replicas of an agent share its documents.
     """
 
