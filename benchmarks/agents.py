@@ -14,6 +14,7 @@ RESULT = Path(os.environ["BENCH_RESULT"])
 EXPECTED = int(os.environ["BENCH_MESSAGES"])
 
 noop = Agent("bench")
+transaction = Agent("bench")
 latency = Agent("bench")
 
 handled = 0
@@ -38,6 +39,16 @@ async def count(message: AgentMessage, ctx: Context) -> None:
     if handled == EXPECTED:
         last = time.monotonic()
         finish({"first": first, "last": last})
+
+
+@transaction.on("noop")
+async def transact(message: AgentMessage, ctx: Context) -> None:
+    """One transaction: a document, the mark, and as many messages as it is told to send."""
+    async with ctx.transaction() as tx:
+        await tx.state.set(message.message_id, message.body)
+        for number in range(message.body["sends"]):
+            tx.send("sink", "noop", {"number": number})
+    await count(message, ctx)
 
 
 @latency.on("noop")

@@ -170,6 +170,58 @@ def server_cases(server: str) -> list[Case]:
     ]
 
 
+def urls(**secrets: str) -> Manifest:
+    """The fields of an external server that name these Secrets."""
+    return {f"{field}SecretRef": {"name": name} for field, name in secrets.items()}
+
+
+EXTERNAL_URLS = [
+    create(
+        "postgres: past PgBouncer, and an administrator",
+        hive(postgres={"external": urls(url="app", directUrl="direct", adminUrl="admin")}),
+    ),
+    create(
+        "postgres: an administrator alone",
+        hive(postgres={"external": urls(adminUrl="admin")}),
+        "urlSecretRef: Required",
+    ),
+    create(
+        "postgres: direct URL without a name",
+        hive(postgres={"external": {**urls(url="app"), "directUrlSecretRef": {"key": "uri"}}}),
+        "directUrlSecretRef.name: Required",
+    ),
+    create(
+        "postgres: impossible name of the administrator's Secret",
+        hive(postgres={"external": urls(url="app", adminUrl="No")}),
+        "adminUrlSecretRef.name",
+    ),
+]
+
+CACHE_AND_RETENTION = [
+    create("cache: in a Redis of its own", hive(redis={"cache": urls(url="cache")})),
+    create("cache: off", hive(redis={"cache": {"enabled": False}})),
+    create("cache: off, with a Redis of its own", hive(redis={"cache": {"enabled": False, **urls(url="cache")}})),
+    create("cache: bounded", hive(redis={"cache": {"maxBytes": 1024}})),
+    create("cache: beside an external bus", external("redis", cache={"maxBytes": 2**40})),
+    create(
+        "cache: bounded, in a Redis of its own",
+        hive(redis={"cache": {"maxBytes": 1024, **urls(url="cache")}}),
+        "set either maxBytes (the cache's share of the Redis that carries the messages) or urlSecretRef",
+    ),
+    create("cache: of 1023 bytes", hive(redis={"cache": {"maxBytes": 1023}}), "cache.maxBytes"),
+    create("cache: beyond 1 TiB", hive(redis={"cache": {"maxBytes": 2**40 + 1}}), "cache.maxBytes"),
+    create(
+        "retention: a day of everything",
+        hive(retention=dict.fromkeys(("messagesDays", "metricsDays", "auditDays", "inboxDays"), 1)),
+    ),
+    create("retention: audit of a century", hive(retention={"auditDays": 36_500})),
+    *(
+        create(f"retention: {field} of zero", hive(retention={field: 0}), f"retention.{field}")
+        for field in ("messagesDays", "metricsDays", "auditDays", "inboxDays")
+    ),
+    create("retention: metrics of more than ten years", hive(retention={"metricsDays": 3651}), "retention.metricsDays"),
+]
+
 INSTANCE_ID = [
     create("instanceId: set", hive(instanceId="eu-1")),
     create("instanceId: upper case", hive(instanceId="EU"), "instanceId"),
@@ -358,6 +410,8 @@ CASES: list[Case] = [
     *HIVE_NAMES,
     *server_cases("redis"),
     *server_cases("postgres"),
+    *EXTERNAL_URLS,
+    *CACHE_AND_RETENTION,
     *INSTANCE_ID,
     *HIVE_BOUNDS,
     *AGENT_NAMES,

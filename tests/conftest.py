@@ -98,6 +98,8 @@ class PostgresServer:
         self.data = folder / "data"
         self.port = free_port()
         self.password = secrets.token_hex(8)
+        #: More of postgres's arguments, for the next start.
+        self.extra: tuple[str, ...] = ()
         self.process: subprocess.Popen[bytes] | None = None
         servers.init_postgres(self.data, superuser="postgres", password=self.password)
 
@@ -111,6 +113,7 @@ class PostgresServer:
                 [
                     str(servers.postgres_program("postgres")), "-D", str(self.data), "-p", str(self.port),
                     "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "max_connections=300",
+                    *self.extra,
                 ],
                 stdout=log, stderr=log, cwd=self.data, **servers.run_as(servers.unprivileged_account()),
             )  # fmt: skip

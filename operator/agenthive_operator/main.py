@@ -30,11 +30,14 @@ from agenthive_operator.reconcile.controller import Controller, Health
 
 logger = logging.getLogger(__name__)
 
+CLIENT_NAME: Final = "agenthive-operator"
 LOGIN_MINUTES: Final = 10
 """kopf logs in again this often, so that a rotated token is picked up."""
 STUCK_SECONDS: Final = 300.0
 """A key that waits or is handled for longer means that the queue is stuck."""
 SWITCH_SECONDS: Final = 0.0005
+TLS_CLOSE_SECONDS: Final = 0.25
+"""By then the connections of kopf are closed; no event tells, so aiohttp's documentation names this figure."""
 STALLED_SECONDS: Final = 15.0
 """The controller's loop beats every second; silence for this long means that it hangs."""
 
@@ -163,19 +166,25 @@ class Watches:
         thread.start()
         return thread
 
+    async def _watch(self) -> None:
+        try:
+            await kopf.operator(
+                registry=self.registry,
+                settings=settings(),
+                standalone=True,
+                clusterwide=not self.namespaces,
+                namespaces=self.namespaces,
+                liveness_endpoint=self.liveness,
+                stop_flag=self.stop,
+                # kopf would ask for the account's name, which a pod's need not have.
+                identity=cast(Any, CLIENT_NAME),
+            )
+        finally:
+            await asyncio.sleep(TLS_CLOSE_SECONDS)
+
     def _run(self) -> None:
         try:
-            asyncio.run(
-                kopf.operator(
-                    registry=self.registry,
-                    settings=settings(),
-                    standalone=True,
-                    clusterwide=not self.namespaces,
-                    namespaces=self.namespaces,
-                    liveness_endpoint=self.liveness,
-                    stop_flag=self.stop,
-                )
-            )
+            asyncio.run(self._watch())
         except asyncio.CancelledError:
             logger.debug("kopf was cancelled")
         except Exception:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agenthive.agent import Agent, Handler, Reject, Retry
     from agenthive.bus import Bus
+    from agenthive.calls import cached
     from agenthive.context import AgentContext, Context, StoreNotConfigured
     from agenthive.protocol import AgentMessage, DeliveryOptions, MessageDeliveryStatus, MessagePriority
     from agenthive.settings import Settings
@@ -34,6 +35,7 @@ __all__ = [
     "Store",
     "StoreNotConfigured",
     "__version__",
+    "cached",
 ]
 
 _HOMES = {
@@ -51,6 +53,7 @@ _HOMES = {
     "Settings": "agenthive.settings",
     "Store": "agenthive.store",
     "StoreNotConfigured": "agenthive.context",
+    "cached": "agenthive.calls",
 }
 
 

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from agenthive.once import Progress
 from agenthive.protocol import AgentMessage, Body, DeliveryOptions, MessagePriority
 
 if TYPE_CHECKING:
     from agenthive.bus import Bus
+    from agenthive.cache import Cache
     from agenthive.settings import Settings
-    from agenthive.store import AgentMetrics, StateStore, Store
+    from agenthive.store import AgentMetrics, AuditTrail, StateStore, Store
+    from agenthive.store.transaction import Transaction, Transactions
 
 T = TypeVar("T")
 
@@ -41,6 +44,12 @@ class Resources:
     store: Store | None
     log: logging.Logger
     loop: asyncio.AbstractEventLoop
+    transactions: Transactions | None = None
+    cache: Cache | None = None
+
+
+#: What the agent that runs here shares: in its hooks, its handlers, and all that they start.
+surroundings: ContextVar[Resources | None] = ContextVar("agenthive_surroundings", default=None)
 
 
 class AgentContext:
@@ -103,6 +112,41 @@ class AgentContext:
             StoreNotConfigured: this process has no PostgreSQL.
         """
         return self.store.metrics.for_agent(self._resources.agent)
+
+    @property
+    def audit(self) -> AuditTrail:
+        """The audit trail, for what has to be provable: ``await ctx.audit.record("invoice.approve", number)``.
+
+        Raises:
+            StoreNotConfigured: this process has no PostgreSQL.
+        """
+        return self.store.audit
+
+    def transaction(self) -> Transaction:
+        """A transaction in PostgreSQL: ``async with ctx.transaction() as tx``.
+
+        What the block writes through ``tx`` and the messages it sends through it are committed together when it ends,
+        in a handling with the mark that the message was handled: its redelivery runs nothing again. An exception in the
+        block rolls all of it back. A handling commits one transaction; after one that was rolled back it may open
+        another. See docs/transactions.md.
+
+        Raises:
+            StoreNotConfigured: this process has no PostgreSQL.
+            RuntimeError: on entering: one is open, or was committed, in this handling.
+            agenthive.store.StoreUnavailable: on entering, PostgreSQL did not come back within 30 s. At the end: the
+                connection was lost, and whether it was committed cannot be told; the redelivery finds out.
+            agenthive.bus.QueueFull: at the end: too many messages to one recipient wait to be sent; rolled back.
+        """
+        return self._transaction(None, None)
+
+    def _transaction(self, message: AgentMessage | None, progress: Progress | None) -> Transaction:
+        from agenthive.store.transaction import Transaction  # noqa: PLC0415 - loaded where there is a store
+
+        transactions = self._resources.transactions
+        if transactions is None:
+            _ = self.store  # says what is missing
+            raise StoreNotConfigured("this context has a store, but is not that of an agent's process")
+        return Transaction(transactions, self, message, progress)
 
     async def send(
         self,
@@ -347,7 +391,7 @@ class AgentContext:
 class Context(AgentContext):
     """What one handling gets: its message and everything in ``AgentContext``."""
 
-    __slots__ = ("attempt", "message")
+    __slots__ = ("attempt", "message", "progress")
 
     def __init__(self, resources: Resources, message: AgentMessage, attempt: int) -> None:
         self._resources = resources
@@ -355,6 +399,14 @@ class Context(AgentContext):
         self.message = message
         #: 1 for the first handling of this message, one more for each that failed or crashed before.
         self.attempt = attempt
+        #: Of its transaction, once it has asked for one.
+        self.progress: Progress | None = None
+
+    def transaction(self) -> Transaction:
+        """See ``AgentContext.transaction``."""
+        if self.progress is None:
+            self.progress = Progress()
+        return self._transaction(self.message, self.progress)
 
     def __repr__(self) -> str:
         message = self.message

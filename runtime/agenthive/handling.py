@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from agenthive.bus import Delivery
     from agenthive.context import Context
     from agenthive.protocol import AgentMessage
+
+log = logging.getLogger(__name__)
 
 #: Most characters of an error that are kept with a message.
 ERROR_CHARACTERS = 4000
@@ -112,8 +115,11 @@ def judge(run: Run, error: BaseException | None) -> Verdict:
     """What to tell Redis about a handling that ended with ``error`` (None: it returned).
 
     A handling that outran its time limit failed, however it ended: who swallows the cancellation has no proof that the
-    work was done. One that returned while its process drained has finished.
+    work was done. One that returned while its process drained has finished. One whose transaction was committed is
+    done, whatever came afterwards.
     """
+    if run.ctx.progress is not None and run.ctx.progress.committed:
+        return ACKNOWLEDGE
     if run.stop is Stop.TIME_LIMIT:
         text = f"the time limit of {run.handler.timeout:g} s was exceeded by {run.handler.where}"
         if error is not None and not isinstance(error, asyncio.CancelledError):
@@ -130,6 +136,23 @@ def judge(run: Run, error: BaseException | None) -> Verdict:
             return HandBack()
         return Fail(f"{run.handler.where} was cancelled from within: something it awaited had been cancelled")
     return Fail(format_error(error))
+
+
+def committed_reply(run: Run, result: Any, error: BaseException | None) -> AgentMessage | None:
+    """The reply to a message whose transaction was committed: the one that was committed with it, else the result.
+
+    None where nobody asked, and where there is no result to be had: the handler raised ``error``, or it was an earlier
+    handling that returned it.
+    """
+    progress, message = run.ctx.progress, run.ctx.message
+    assert progress is not None
+    if progress.reply is not None or progress.again or error is not None or message.reply_to is None:
+        return progress.reply
+    try:
+        return message.reply(result)
+    except ValidationError as unfit:
+        log.error("the result of %s cannot be sent as a reply: %s", run.handler.where, describe_unfit(unfit))
+        return None
 
 
 def outcome(verdict: Verdict, message: AgentMessage, attempt: int, max_retries: int) -> tuple[str, str | None]:

@@ -13,14 +13,16 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
 from agenthive.agent import Agent
 from agenthive.bus import Bus, BusError
-from agenthive.context import AgentContext, Resources
+from agenthive.cache import Cache
+from agenthive.context import AgentContext, Resources, surroundings
 from agenthive.health import HealthServer
+from agenthive.journal import Journal
 from agenthive.loader import ConfigurationError, last_line, place
 from agenthive.outage import FIRST_DELAY, Outage
 from agenthive.protocol import describe
@@ -31,6 +33,7 @@ from agenthive.worker import OnFailure, Worker
 if TYPE_CHECKING:
     from agenthive.bus import Consumer
     from agenthive.store import Store
+    from agenthive.store.transaction import Transactions
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -100,13 +103,17 @@ class Runner:
             self.port = await self._listen(health)
             stack.push_async_callback(health.stop)
             bus = await self._connect_bus(stack)
-            self._store = await self._connect_store(stack)
+            cache = self._make_cache(stack)
+            self._store = await self._connect_store(stack, cache)
             if bus is None or self.stop.is_set():
                 return
             resources = Resources(
                 self.name, self.settings, bus, self._store, logging.getLogger(f"agent.{self.name}"),
-                asyncio.get_running_loop(),
+                asyncio.get_running_loop(), await self._start_transactions(stack, bus), cache,
             )  # fmt: skip
+            if self._store is not None and self.settings.messaging.log == "all":
+                bus.on_sent = Journal(self._store, self.name, self.telemetry).sent
+            surroundings.set(resources)
             await self._serve(bus, resources)
 
     async def _listen(self, health: HealthServer) -> int:
@@ -148,6 +155,7 @@ class Runner:
             )
             # What start-up made lives as long as the process: the collector need not walk it again.
             gc.freeze()
+            self._audit("process.start", {"handlers": sorted(self.agent.handlers)[:100]})
             log.info("serving %s: %s", self.name, ", ".join(sorted(self.agent.handlers)))
             self.serving.set()
             async with self._firing(bus):
@@ -159,7 +167,12 @@ class Runner:
                 except Exception:
                     log.exception("stop hook %s failed", hook.where)
             await self._close(consumer)
+            self._audit("process.stop", {"stuck": self.stuck})
             log.info("stopped")
+
+    def _audit(self, action: str, details: dict[str, Any]) -> None:
+        if self._store is not None:
+            self._store.audit.note(action, self.pod, details)
 
     @contextlib.asynccontextmanager
     async def _firing(self, bus: Bus) -> AsyncIterator[None]:
@@ -207,7 +220,26 @@ class Runner:
             stack.push_async_callback(bus.aclose)
         return bus
 
-    async def _connect_store(self, stack: AsyncExitStack) -> Store | None:
+    def _make_cache(self, stack: AsyncExitStack) -> Cache | None:
+        """The cache, which connects when it is first used; closed after the store, which tells it what it writes."""
+        settings = self.settings
+        if not settings.cache.enabled:
+            return None
+        own = settings.cache_url  # nothing else is in a Redis of its own that it could crowd out
+        try:
+            cache = Cache(
+                (own or settings.redis_url).get_secret_value(),
+                settings.scope,
+                max_bytes=None if own else settings.cache.max_bytes,
+                client_name=f"agenthive:{self.pod}:cache",
+            )
+        except ValueError as error:
+            raise ConfigurationError(f"AGENTHIVE_CACHE_URL: {error}") from error
+        self.telemetry.cache = cache.figures
+        stack.push_async_callback(cache.aclose)
+        return cache
+
+    async def _connect_store(self, stack: AsyncExitStack, cache: Cache | None) -> Store | None:
         url = self.settings.postgres_url
         if url is None:
             return None
@@ -221,7 +253,9 @@ class Runner:
                 agent=self.name,
                 pool=self.settings.postgres_pool,
                 application_name=application_name(self.settings.hive, self.name, self.pod),
-                message_log=self.settings.message_log,
+                message_log=self.settings.messaging.log,
+                process=self.pod,
+                cache=cache,
             )
 
         try:
@@ -230,7 +264,21 @@ class Runner:
             raise ConfigurationError(str(error)) from error
         if store is not None:
             stack.push_async_callback(store.aclose)
+            self.telemetry.message_log_dropped = lambda: store.messages.dropped
+            self.telemetry.audit_rows = lambda: (store.audit.written, store.audit.dropped)
         return store
+
+    async def _start_transactions(self, stack: AsyncExitStack, bus: Bus) -> Transactions | None:
+        """What ``ctx.transaction()`` needs; at the end it sends what was committed, before bus and store are closed."""
+        if self._store is None:
+            return None
+        from agenthive.relay import Relay  # noqa: PLC0415 - loads asyncpg, see above
+        from agenthive.store.transaction import Transactions  # noqa: PLC0415 - as above
+
+        relay = Relay(self.name, bus, self._store.outbox, self.telemetry)
+        stack.push_async_callback(relay.aclose)
+        relay.start()
+        return Transactions(self.name, self.settings, self._store, bus, relay, self.telemetry)
 
     async def _persist(
         self,

@@ -101,6 +101,11 @@ class Messaging(Policy):
     durability: Literal["default", "replicated"] = Field(
         "default", description="When a message counts as sent: in the master, or also in a replica (replicated)."
     )
+    log: Literal["failures", "all"] = Field(
+        "failures",
+        description="What the message log in PostgreSQL keeps: messages that failed or expired, "
+        "or each message that an agent sends and each status it takes (all).",
+    )
 
 
 class CircuitBreaker(Policy):
@@ -193,7 +198,6 @@ class Settings(BaseSettings):
     #: Another Redis for the cache; absent: the one that carries the messages.
     cache_url: SecretStr | None = None
     retention: Retention = Retention()
-    message_log: Annotated[str, Field(pattern="^(failures|all)$")] = "failures"
     concurrency: int = Field(10, ge=1, le=10_000)
     drain_seconds: float = Field(30.0, ge=0)
     capabilities: Annotated[tuple[str, ...], NoDecode] = ()

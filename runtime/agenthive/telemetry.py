@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
+    from agenthive.cache import Figures
+
 #: Upper bounds of the handler histogram, seconds.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
@@ -26,6 +28,14 @@ DELIVERED, FAILED, RETRIED, REJECTED, TIMED_OUT, RELEASED, LEASE_LOST = RESULTS 
     "timed_out",
     "released",
     "lease_lost",
+)
+
+#: What can become of a transaction.
+COMMITTED, ROLLED_BACK, ALREADY_HANDLED, IN_DOUBT = TRANSACTION_RESULTS = (
+    "committed",
+    "rolled_back",
+    "already_handled",
+    "in_doubt",
 )
 
 #: The ``type`` label of messages nobody handles: what a stranger sends must not make a label of its own.
@@ -69,12 +79,14 @@ METRICS = {
         ),
         Description(
             "agenthive_bus_errors_total", COUNTER,
-            "Calls to Redis that failed, by operation: connect, start, claim, settle, schedule, handler.",
+            "Calls to Redis that failed, by operation: connect, start, claim, settle, schedule, outbox, "
+            "handler.",
             ("operation",),
         ),
         Description(
             "agenthive_store_errors_total", COUNTER,
-            "Calls to PostgreSQL that failed, by operation: connect, check, message_log, handler.", ("operation",),
+            "Calls to PostgreSQL that failed, by operation: connect, check, message_log, outbox, handler.",
+            ("operation",),
         ),
         Description(
             "agenthive_schedule_slots_total", COUNTER,
@@ -88,6 +100,39 @@ METRICS = {
         Description(
             "agenthive_topic_missed_total", COUNTER,
             "Messages that a topic dropped before this process could copy them.", ("topic",),
+        ),
+        Description(
+            "agenthive_message_log_dropped_total", COUNTER,
+            "Rows of the message log that were lost: PostgreSQL did not keep up or refused them.",
+        ),
+        Description(
+            "agenthive_audit_rows_total", COUNTER,
+            "Rows of the audit trail: written, dropped (of the runtime's own, lost as those of the message log).",
+            ("result",),
+        ),
+        Description(
+            "agenthive_transactions_total", COUNTER,
+            "Transactions of handlers and hooks, by result: committed, rolled_back, already_handled (the message's "
+            "effects were committed before), in_doubt (PostgreSQL was lost during the commit).",
+            ("result",),
+        ),
+        Description("agenthive_outbox_sent_total", COUNTER, "Messages of committed transactions that Redis has taken."),
+        Description(
+            "agenthive_outbox_waiting", GAUGE,
+            "Messages of committed transactions, in the care of this process, that have no final status yet.",
+        ),
+        Description(
+            "agenthive_cache_requests_total", COUNTER,
+            "Reads by kind (state, call) and result: hit, negative_hit (known to be absent, or None), miss, bypass.",
+            ("kind", "result"),
+        ),
+        Description(
+            "agenthive_cache_errors_total", COUNTER,
+            "Calls of the cache to Redis that failed, by operation: read, write, recover.", ("operation",),
+        ),
+        Description(
+            "agenthive_cache_refused_total", COUNTER,
+            "Values that were not kept, by reason: max_bytes (of the hive's cache), memory (of Redis).", ("reason",),
         ),
         Description("agenthive_started_at_seconds", GAUGE, "Unix time this process started."),
         Description("agenthive_info", GAUGE, "Always 1.", ("version",)),
@@ -147,6 +192,15 @@ class Telemetry:
         #: Messages this process copied into the queue, by topic, and those a topic had dropped before.
         self.topic_copies: Counter[str] = Counter()
         self.topic_missed: Counter[str] = Counter()
+        #: Read at each scrape: rows of the message log that were lost; audit rows (written, lost).
+        self.message_log_dropped: Callable[[], int] = lambda: 0
+        self.audit_rows: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        self.transactions: Counter[str] = Counter()
+        self.outbox_sent = 0
+        #: Read at each scrape: messages of transactions that have no final status yet.
+        self.outbox_waiting: Callable[[], int] = lambda: 0
+        #: What the cache counts; None without one.
+        self.cache: Figures | None = None
         self.started_at = time.time()
 
     def for_type(self, message_type: str) -> TypeFigures:
@@ -174,6 +228,7 @@ class Telemetry:
         from agenthive import __version__  # noqa: PLC0415 - 30 ms, as above
 
         types = list(self.types.items())
+        cache = self.cache
         return {
             "agenthive_messages_handled_total": [
                 ((name, result), count) for name, figures in types for result, count in figures.results.items()
@@ -190,6 +245,14 @@ class Telemetry:
             "agenthive_schedule_slots_total": list(self.firings.items()),
             "agenthive_topic_copies_total": [((topic,), count) for topic, count in self.topic_copies.items()],
             "agenthive_topic_missed_total": [((topic,), count) for topic, count in self.topic_missed.items()],
+            "agenthive_message_log_dropped_total": [((), self.message_log_dropped())],
+            "agenthive_audit_rows_total": list(zip((("written",), ("dropped",)), self.audit_rows(), strict=True)),
+            "agenthive_transactions_total": [((result,), count) for result, count in self.transactions.items()],
+            "agenthive_outbox_sent_total": [((), self.outbox_sent)],
+            "agenthive_outbox_waiting": [((), self.outbox_waiting())],
+            "agenthive_cache_requests_total": list(cache.requests.items()) if cache else [],
+            "agenthive_cache_errors_total": [((name,), count) for name, count in cache.errors.items()] if cache else [],
+            "agenthive_cache_refused_total": [((why,), count) for why, count in cache.refused.items()] if cache else [],
             "agenthive_started_at_seconds": [((), self.started_at)],
             "agenthive_info": [((__version__,), 1)],
         }

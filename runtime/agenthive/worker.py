@@ -11,7 +11,6 @@ import logging
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +32,14 @@ from agenthive.handling import (
     Stop,
     Verdict,
     bind,
+    committed_reply,
+    format_error,
     judge,
     outcome,
     unknown_type,
 )
+from agenthive.journal import Journal
+from agenthive.once import Progress
 from agenthive.outage import FIRST_DELAY, LONGEST_DELAY, Outage
 from agenthive.protocol import describe
 
@@ -95,9 +98,9 @@ class Worker:
         self._on_failure = on_failure
         self._handlers = bind(agent, figures, default_timeout)
         self._unknown = unknown_type(agent, resources.agent, figures)
-        self._message_log = resources.store.messages if resources.store is not None else None
+        self._journal = None if resources.store is None else Journal(resources.store, resources.agent, figures)
         consumer.on_given_up = self._given_up
-        consumer.noted_bytes = LOGGED_BYTES if self._message_log is not None else 0
+        consumer.noted_bytes = LOGGED_BYTES if self._journal is not None else 0
         figures.replies_dropped = lambda: consumer.replies_dropped
         self._loop = asyncio.get_running_loop()
         #: Handlers running now.
@@ -199,6 +202,9 @@ class Worker:
         if handler.timeout is not None:
             self._limit(run, handler.timeout)
         try:
+            if run.delivery.attempt > 1 and self._resources.transactions is not None:
+                ctx.progress = Progress()
+                await self._resources.transactions.look(ctx.message, ctx.progress)
             if not handler.is_async:
                 result = await self._in_thread(handler, ctx)
             elif handler.takes_context:
@@ -220,7 +226,9 @@ class Worker:
             self._note(run, verdict, error)
         run.done = True
         reply: AgentMessage | None = None
-        if verdict is ACKNOWLEDGE and ctx.message.reply_to is not None:
+        if verdict is ACKNOWLEDGE and ctx.progress is not None and ctx.progress.committed:
+            reply = committed_reply(run, result, error)
+        elif verdict is ACKNOWLEDGE and ctx.message.reply_to is not None:
             try:
                 reply = ctx.message.reply(result)
             except ValidationError as unfit:
@@ -238,6 +246,16 @@ class Worker:
         return await result if inspect.isawaitable(result) else result
 
     def _note(self, run: Run, verdict: Verdict, error: BaseException | None) -> None:
+        if isinstance(verdict, Acknowledge):
+            if run.ctx.progress is not None and run.ctx.progress.again:
+                log.info("acknowledged without running: its effects were committed before")
+                return
+            if error is None:
+                return
+            log.error(
+                "%s failed after its transaction was committed, so its message is acknowledged: %s",
+                run.handler.where, format_error(error),
+            )  # fmt: skip
         if type(error).__module__.startswith("agenthive.store"):  # not imported where there is no store
             self._figures.store_errors["handler"] += 1
         elif isinstance(error, BusUnavailable):
@@ -269,8 +287,13 @@ class Worker:
     def _heard(
         self, run: Run, verdict: Verdict, reply: AgentMessage | None, delay: float, told: asyncio.Future[None]
     ) -> None:
-        if not told.cancelled():  # else the loop is closing
-            self._settled(run, verdict, reply, delay, told.exception())
+        if told.cancelled():  # the loop is closing
+            return
+        error, progress = told.exception(), run.ctx.progress
+        if error is None and progress is not None and progress.reply_row is not None:
+            assert self._resources.transactions is not None
+            self._resources.transactions.relay.done(progress.reply_row)
+        self._settled(run, verdict, reply, delay, error)
 
     def _acknowledged(self, run: Run, error: BaseException | None) -> None:
         self._settled(run, ACKNOWLEDGE, None, FIRST_DELAY, error)
@@ -283,8 +306,8 @@ class Worker:
             results[verdict.result] += 1
             if self.outage.reason:
                 self.outage.over()
-            if self._message_log is not None and (verdict is not ACKNOWLEDGE or self._message_log.policy == "all"):
-                self._record(run.delivery, verdict)
+            if self._journal is not None and (verdict is not ACKNOWLEDGE or self._journal.everything):
+                self._record(self._journal, run.delivery, verdict)
         elif isinstance(error, LeaseLost):
             results[telemetry.LEASE_LOST] += 1
             log.warning("the lease was lost while the handler ran; another process has the message: %s", error)
@@ -298,50 +321,28 @@ class Worker:
         if self._change_wanted:
             self._change.set()
 
-    def _record(self, delivery: Delivery, verdict: Verdict) -> None:
-        """Into the message log, behind the back of whoever handles the next one."""
+    def _record(self, journal: Journal, delivery: Delivery, verdict: Verdict) -> None:
+        """Into the message log and the audit trail, behind the back of whoever handles the next one."""
         message = delivery.message
         if message.delivery_options.persistent:
             max_retries = self._resources.settings.messaging.max_retries
             status, error = outcome(verdict, message, delivery.attempt, max_retries)
-            self._log_message(message.message_id, message, status, error, delivery.attempt)
+            why = telemetry.REJECTED if isinstance(verdict, Discard) else None
+            journal.note(message.message_id, message, status, error, delivery.attempt, why=why)
 
     def _given_up(self, given_up: GivenUp) -> None:
         """Redis put a message into the dead letters that no handler rejected."""
         self._figures.given_up[given_up.reason] += 1
         message = given_up.message
         log.warning("message %s was given up: %s: %s", given_up.message_id, given_up.reason, given_up.error)
-        if self._message_log is None or (message is not None and not message.delivery_options.persistent):
+        if self._journal is None or (message is not None and not message.delivery_options.persistent):
             return
         if message is None and given_up.reason != "malformed":
             log.warning("message %s is not in the message log: too much was given up at once", given_up.message_id)
             return
         status = "expired" if given_up.reason == "expired" else "failed"
         error = f"{given_up.reason}: {given_up.error}"
-        self._log_message(given_up.message_id, message, status, error, given_up.attempts)
-
-    def _log_message(
-        self, message_id: str, message: AgentMessage | None, status: str, error: str | None, attempts: int
-    ) -> None:
-        """A row of the message log; of what is no message there is little to say."""
-        assert self._message_log is not None
-        from agenthive.store import InvalidValue  # noqa: PLC0415 - asyncpg, which an agent without a store never loads
-
-        try:
-            self._message_log.record(
-                message_id,
-                from_agent=message.from_agent if message else "",
-                to_agent=message.to_agent if message else self._resources.agent,
-                message_type=message.message_type if message else "",
-                status=status,
-                attempts=attempts,
-                created_at=message.timestamp if message else datetime.now(UTC),
-                error=error,
-                body=message.body if message else None,
-            )
-        except InvalidValue as unfit:
-            self._figures.store_errors["message_log"] += 1
-            log.warning("not written to the message log: %s", unfit)
+        self._journal.note(given_up.message_id, message, status, error, given_up.attempts, why=given_up.reason)
 
     # Time limits
 

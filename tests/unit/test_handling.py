@@ -10,13 +10,15 @@ import pytest
 
 from agenthive import Agent, Reject, Retry, handling, telemetry
 from agenthive.handling import Acknowledge, Discard, Fail, HandBack, Run, Stop, bind, format_error, judge, unknown_type
+from agenthive.once import AlreadyHandled, Progress
 from agenthive.protocol import AgentMessage
 from agenthive.telemetry import Telemetry, TypeFigures
 
 
-def run_of(stop: Stop | None = None) -> Run:
+def run_of(stop: Stop | None = None, progress: Progress | None = None) -> Run:
     handler = handling.BoundHandler(print, "mod.handler", True, True, 2.5, TypeFigures())
-    run = Run(SimpleNamespace(), handler, SimpleNamespace(), lambda run, error: None)  # type: ignore[arg-type]
+    ctx = SimpleNamespace(progress=progress)
+    run = Run(SimpleNamespace(), handler, ctx, lambda run, error: None)  # type: ignore[arg-type]
     run.stop = stop
     return run
 
@@ -56,6 +58,24 @@ def run_of(stop: Stop | None = None) -> Run:
 )
 def test_verdicts(stop: Stop | None, error: BaseException | None, verdict: handling.Verdict) -> None:
     assert judge(run_of(stop), error) == verdict
+
+
+@pytest.mark.parametrize("stop", [None, *Stop])
+@pytest.mark.parametrize(
+    "error",
+    [
+        None, Retry(after=3), Reject("no"), KeyError("topic"), SystemExit(3), asyncio.CancelledError(),
+        AlreadyHandled(), BaseExceptionGroup("in a task group", [AlreadyHandled()]),
+    ],
+)  # fmt: skip
+def test_what_is_committed_is_acknowledged_whatever_comes_afterwards(
+    stop: Stop | None, error: BaseException | None
+) -> None:
+    progress = Progress()
+    open_or_rolled_back = judge(run_of(stop, progress), error)
+    assert open_or_rolled_back == judge(run_of(stop), error), "a transaction that has not committed changes nothing"
+    progress.committed = True
+    assert judge(run_of(stop, progress), error) is handling.ACKNOWLEDGE
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import agenthive
 from agenthive import logs
+from agenthive.cache import Figures
 from agenthive.context import current
 from agenthive.telemetry import DELIVERED, FAILED, METRICS, Telemetry, documentation
 
@@ -46,6 +48,9 @@ def test_everything_counted_is_exposed() -> None:
     figures.topic_copies["news"] += 8
     figures.topic_missed["news"] += 9
     figures.firings["sweep", "fired"] += 2
+    figures.message_log_dropped = lambda: 3
+    figures.audit_rows = lambda: (5, 1)
+    figures.cache = Figures(Counter({("state", "hit"): 3}), Counter(read=4), Counter(max_bytes=5))
     found = {
         (name, tuple(label for label in labels if label != ("hive", "h"))): value
         for (name, labels), value in samples(figures).items()
@@ -55,6 +60,9 @@ def test_everything_counted_is_exposed() -> None:
     assert found["agenthive_messages_handled_total", (agent, ("result", "delivered"), kind)] == 3
     assert found["agenthive_messages_handled_total", (agent, ("result", "failed"), kind)] == 1
     assert found["agenthive_handler_seconds_count", (agent, kind)] == 4
+    assert found["agenthive_cache_requests_total", (agent, ("kind", "state"), ("result", "hit"))] == 3
+    assert found["agenthive_cache_errors_total", (agent, ("operation", "read"))] == 4
+    assert found["agenthive_cache_refused_total", (agent, ("reason", "max_bytes"))] == 5
     assert found["agenthive_handler_seconds_sum", (agent, kind)] == pytest.approx(1000.0215)
     assert found["agenthive_handler_seconds_bucket", (agent, ("le", "0.001"), kind)] == 2
     assert found["agenthive_handler_seconds_bucket", (agent, ("le", "300.0"), kind)] == 3
@@ -67,6 +75,9 @@ def test_everything_counted_is_exposed() -> None:
     assert found["agenthive_messages_given_up_total", (agent, ("reason", "expired"))] == 6
     assert found["agenthive_replies_dropped_total", (agent,)] == 7
     assert found["agenthive_schedule_slots_total", (agent, ("result", "fired"), ("schedule", "sweep"))] == 2
+    assert found["agenthive_message_log_dropped_total", (agent,)] == 3
+    assert found["agenthive_audit_rows_total", (agent, ("result", "written"))] == 5
+    assert found["agenthive_audit_rows_total", (agent, ("result", "dropped"))] == 1
     assert found["agenthive_info", (agent, ("version", agenthive.__version__))] == 1
     assert found["agenthive_topic_copies_total", (agent, ("topic", "news"))] == 8
     assert found["agenthive_topic_missed_total", (agent, ("topic", "news"))] == 9

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from agenthive.settings import DNS_LABEL, Messaging, PostgresPool, RedisPool
+from agenthive.settings import DNS_LABEL, CachePolicy, Messaging, PostgresPool, RedisPool, Retention
 from agenthive_operator.api import schema as s
 from agenthive_operator.api.meta import (
     ApiModel,
@@ -128,13 +128,70 @@ class ManagedPostgres(ManagedServer):
     )
 
 
-class ExternalServer(ApiModel):
-    """A server that someone else runs."""
+class ExternalRedis(ApiModel):
+    """A Redis that someone else runs."""
 
     url_secret_ref: SecretKeyReference = Field(
         description="Secret key that holds the server's URL, e.g. redis://:password@host:6379/0, "
         "redis+sentinel://:password@host,host/service and redis+cluster://:password@host,host."
     )
+
+
+class ExternalPostgres(ApiModel):
+    """A PostgreSQL that someone else runs."""
+
+    url_secret_ref: SecretKeyReference = Field(
+        description="Secret key that holds the URL that agents use, postgresql://user:password@host:5432/database; "
+        "it may lead through PgBouncer."
+    )
+    direct_url_secret_ref: SecretKeyReference | None = Field(
+        None,
+        description="Secret key that holds a URL past PgBouncer, for migrations and housekeeping; absent means that "
+        "urlSecretRef leads straight to the server.",
+    )
+    admin_url_secret_ref: SecretKeyReference | None = Field(
+        None,
+        description="Secret key that holds a direct URL of a role that may create roles and schemas. With it each "
+        "Agent gets a login of its own, which sees its own rows only; it also migrates. Agents never see it.",
+    )
+
+
+class CacheSpec(ApiModel):
+    """The read-through cache of what agents keep in PostgreSQL, in Redis."""
+
+    model_config = ConfigDict(
+        json_schema_extra=s.rules(
+            s.Rule(
+                "!(has(self.urlSecretRef) && has(self.maxBytes))",
+                "set either maxBytes (the cache's share of the Redis that carries the messages) or urlSecretRef (a"
+                " Redis of its own: bound it there with maxmemory and maxmemory-policy allkeys-lru), not both",
+            )
+        )
+    )
+
+    enabled: bool = Field(True, description=CachePolicy.model_fields["enabled"].description)
+    url_secret_ref: SecretKeyReference | None = Field(
+        None,
+        description="Secret key that holds the URL of a Redis for the cache alone; absent means the one that carries "
+        "the messages.",
+    )
+    max_bytes: int | None = Field(
+        None,
+        ge=1024,
+        le=2**40,
+        description=f"{CachePolicy.model_fields['max_bytes'].description} Absent means 64 MiB.",
+    )
+
+    @property
+    def own_url(self) -> SecretKeyReference | None:
+        """Where the URL of the cache's own Redis is; None when the cache has none, or is off."""
+        return self.url_secret_ref if self.enabled else None
+
+    @property
+    def policy(self) -> CachePolicy:
+        """What agents are told."""
+        bound = {} if self.max_bytes is None else {"max_bytes": self.max_bytes}
+        return CachePolicy(enabled=self.enabled, **bound)
 
 
 class RedisSpec(ApiModel):
@@ -143,8 +200,9 @@ class RedisSpec(ApiModel):
     model_config = ConfigDict(json_schema_extra=s.rules(*SERVER_RULES))
 
     managed: ManagedRedis | None = Field(None, description="A Redis that the operator runs.")
-    external: ExternalServer | None = Field(None, description="A Redis ≥ 7 or Valkey ≥ 7.2 of yours.")
+    external: ExternalRedis | None = Field(None, description="A Redis ≥ 7 or Valkey ≥ 7.2 of yours.")
     pool: RedisPool = Field(default_factory=RedisPool, description="Connections of each agent process to Redis.")
+    cache: CacheSpec = Field(default_factory=CacheSpec, description="The cache of what agents keep in PostgreSQL.")
 
     @property
     def run(self) -> ManagedRedis | None:
@@ -167,7 +225,7 @@ class PostgresSpec(ApiModel):
     )
 
     managed: ManagedPostgres | None = Field(None, description="A PostgreSQL that the operator runs.")
-    external: ExternalServer | None = Field(None, description="A PostgreSQL ≥ 14 of yours.")
+    external: ExternalPostgres | None = Field(None, description="A PostgreSQL ≥ 14 of yours.")
     pool: PostgresPool = Field(
         default_factory=PostgresPool, description="Connections of each agent process to PostgreSQL."
     )
@@ -176,6 +234,11 @@ class PostgresSpec(ApiModel):
     def run(self) -> ManagedPostgres | None:
         """The server to run, defaults filled in; None when it is external."""
         return None if self.external is not None else self.managed or ManagedPostgres()
+
+    @property
+    def mints_logins(self) -> bool:
+        """Whether the operator has administrative access, so that each Agent gets a login of its own."""
+        return self.external is None or self.external.admin_url_secret_ref is not None
 
 
 class AgentDefaults(ApiModel):
@@ -235,6 +298,9 @@ class AgentHiveSpec(ApiModel):
         ),
     )
     messaging: Messaging = Field(default_factory=Messaging, description="How messages are kept, retried and given up.")
+    retention: Retention = Field(
+        default_factory=Retention, description="How long PostgreSQL keeps what is only of interest for a while."
+    )
     agent_defaults: AgentDefaults = Field(
         default_factory=AgentDefaults, description="What every agent of the hive starts from."
     )

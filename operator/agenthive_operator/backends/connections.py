@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 from kubernetes.aio import config
@@ -14,7 +14,9 @@ from agenthive_operator.api.hive import AgentHive
 from agenthive_operator.api.meta import InvalidObjectError
 from agenthive_operator.backends.kube import AGENT_HIVE, SECRET, ApiError, Kube, load_configuration, secret_data
 from agenthive_operator.backends.resolve import NoEndpointError, Resolver
-from agenthive_operator.plan.names import server_name
+from agenthive_operator.plan.names import Component, server_name
+
+SERVERS: Final[tuple[Component, Component]] = ("redis", "postgres")
 
 
 class HiveLookupError(click.ClickException):
@@ -52,28 +54,38 @@ async def _read(kube: Kube, name: str, namespace: str) -> Settings:
         raise HiveLookupError(f"hive {name!r} was not looked at by an operator yet; is one running?")
     resolver = Resolver(kube, enabled="KUBERNETES_SERVICE_HOST" not in os.environ)
     urls: dict[str, str] = {}
-    for server, spec in (("redis", hive.spec.redis), ("postgres", hive.spec.postgres)):
-        if spec.external is not None:
-            secret, key = spec.external.url_secret_ref.name, spec.external.url_secret_ref.key
-        else:
-            secret, key = server_name(name, "redis" if server == "redis" else "postgres"), "url"
+    for server, (secret, key) in _pointers(hive).items():
         found = await kube.get(SECRET, namespace, secret)
         url = secret_data(found).get(key, "").strip() if found else ""
         if not url:
             raise HiveLookupError(f"Secret {secret!r} in namespace {namespace!r} has no key {key!r} with a URL")
-        urls[server] = await resolver.resolve(url)
+        urls[f"{server}_url"] = await resolver.resolve(url)
     return Settings.model_validate(
         {
             "instance": hive.instance_id,
             "namespace": namespace,
             "hive": name,
-            "redis_url": urls["redis"],
-            "postgres_url": urls["postgres"],
+            **urls,
             "messaging": hive.spec.messaging,
             "redis_pool": hive.spec.redis.pool,
             "postgres_pool": hive.spec.postgres.pool,
+            "cache": hive.spec.redis.cache.policy,
+            "retention": hive.spec.retention,
         }
     )
+
+
+def _pointers(hive: AgentHive) -> dict[str, tuple[str, str]]:
+    """Secret and key with the URL of each server that a process of the hive talks to. Pure."""
+    redis, postgres, cache = hive.spec.redis.external, hive.spec.postgres.external, hive.spec.redis.cache.own_url
+    found: dict[str, tuple[str, str]] = {server: (server_name(hive.metadata.name, server), "url") for server in SERVERS}
+    if redis is not None:
+        found["redis"] = redis.url_secret_ref.name, redis.url_secret_ref.key
+    if postgres is not None:
+        found["postgres"] = postgres.url_secret_ref.name, postgres.url_secret_ref.key
+    if cache is not None:
+        found["cache"] = cache.name, cache.key
+    return found
 
 
 def context_namespace() -> str:

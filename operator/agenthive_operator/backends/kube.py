@@ -194,9 +194,9 @@ class Kube:
         items: list[Object] = []
         while True:
             page = await self._json("GET", resource.path(namespace), query, headers=headers)
-            if not isinstance(page.get("items"), list):
+            if "items" not in page or not isinstance(page["items"], list | None):
                 raise ApiError(0, "MalformedList", f"the list of {resource.plural} holds no items")
-            for item in page["items"]:
+            for item in page["items"] or ():  # null is how an empty list of metadata comes
                 item.setdefault("apiVersion", resource.api_version)
                 item["kind"] = resource.kind  # lists leave it out, metadata-only lists say PartialObjectMetadata
                 items.append(item)

@@ -6,12 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import asyncpg
 
-from agenthive.settings import HiveScope, PostgresPool
+from agenthive.settings import HiveScope, PostgresPool, Retention
 from agenthive.store import Store, schema_name, schema_status, upgrade
 from agenthive.store.database import Address, connect_once
 from agenthive.store.errors import (
@@ -24,6 +24,7 @@ from agenthive.store.errors import (
     sqlstate,
 )
 from agenthive.store.naming import quote
+from agenthive.store.roles import drop_roles
 from agenthive_operator.backends.reports import PostgresReport, SchemaReport, StoreReport, endpoint_of
 from agenthive_operator.backends.upkeep import Upkeep
 
@@ -37,29 +38,68 @@ UPKEEP_SECONDS: Final = 60.0
 """Housekeeping that takes longer goes on another time."""
 
 
+#: The field that names the Secret with each URL of an external server.
+FIELDS: Final = {
+    "url": "spec.postgres.external.urlSecretRef",
+    "direct": "spec.postgres.external.directUrlSecretRef",
+    "admin": "spec.postgres.external.adminUrlSecretRef",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The ways into one database.
+
+    Attributes:
+        url: What the hive's processes use; it may lead through PgBouncer.
+        direct: Past PgBouncer, where ``url`` leads through one.
+        admin: With a role that may create roles and schemas, where the operator has such.
+    """
+
+    url: str = field(repr=False)
+    direct: str | None = field(default=None, repr=False)
+    admin: str | None = field(default=None, repr=False)
+
+    @property
+    def upkeep(self) -> str:
+        """The URL for migrations, housekeeping and privileges."""
+        return self.admin or self.direct or self.url
+
+    @property
+    def upkeep_field(self) -> str:
+        """The field of the hive's spec that ``upkeep`` comes from."""
+        return FIELDS["admin" if self.admin else "direct" if self.direct else "url"]
+
+
 class HiveSchema:
     """The hive's schema in one database: probed often, upgraded when something is missing, kept up daily.
 
-    ``clock`` is monotonic, in seconds.
+    ``clock`` is monotonic, in seconds; ``retention`` is looked at whenever housekeeping is due.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic, upkeep: Upkeep | None = None) -> None:
         self._clock = clock
         self._upkeep = upkeep or Upkeep()
+        self.retention = Retention()
 
-    async def check(self, url: str, scope: HiveScope, *, shown: str | None = None) -> PostgresReport:
-        """Probe the server, bring the hive's schema up to date. Never raises for what the server or the URL does.
+    async def check(self, access: Access, scope: HiveScope, *, shown: str | None = None) -> PostgresReport:
+        """Probe the server, bring the hive's schema up to date. Never raises for what the server or the URLs do.
 
-        ``url`` is dialled; ``shown`` is the URL as the user knows it, where Service names were resolved first.
+        ``access`` is dialled; ``shown`` is its ``url`` as the user knows it, where Service names were resolved first.
         """
-        store = await probe(url, shown=shown)
+        store = await probe(access.url, shown=shown)
         if not store.ok:
             return PostgresReport(
                 store, SchemaReport(False, "WaitingForPostgres", "the schema is migrated once PostgreSQL is ready")
             )
-        report = await self._migrate(url, schema_name(scope))
+        if access.upkeep != access.url:
+            other = await probe(access.upkeep)
+            if not other.ok:
+                text = f"the URL of {access.upkeep_field}: {other.message}"
+                return PostgresReport(store, SchemaReport(False, other.reason, text))
+        report = await self._migrate(access.upkeep, schema_name(scope))
         if report.ok:
-            await self._keep_up(url, scope)
+            await self._keep_up(access.upkeep, scope)
         return PostgresReport(store, report)
 
     async def _migrate(self, url: str, schema: str) -> SchemaReport:
@@ -81,8 +121,11 @@ class HiveSchema:
         return SchemaReport(True, "Migrated", f"schema {schema} is at version {status.current}", applied)
 
     async def _keep_up(self, url: str, scope: HiveScope) -> None:
-        """What is due daily: partitions of the days to come, expired documents. A failure is logged and tried again."""
-        target = (url, scope)
+        """What is due daily: partitions of the days to come, expired documents. A failure is logged and tried again.
+
+        Another ``retention`` than last time is heeded within minutes.
+        """
+        target = (url, scope, self.retention)
         if not self._upkeep.is_due(target, self._clock()):
             return
         try:
@@ -91,13 +134,21 @@ class HiveSchema:
                 async with await Store.connect(
                     url, scope, agent=CLIENT_NAME, pool=PostgresPool(max_size=1), application_name=CLIENT_NAME
                 ) as store:
-                    made = await store.maintain()
+                    made = await store.maintain(retention=self.retention)
         except (StoreError, TimeoutError) as error:
             logger.warning("housekeeping of %s: %s; again soon", schema_name(scope), _text(error, UPKEEP_SECONDS))
             self._upkeep.failed(target, self._clock())
         else:
             logger.info("housekeeping of %s: done; partitions made: %d", schema_name(scope), len(made))
             self._upkeep.done(target, self._clock())
+
+
+#: Version, and the connections that ordinary roles may have; reserved_connections came with PostgreSQL 16.
+_LOOK: Final = """
+    SELECT current_setting('server_version_num')::int, current_setting('server_version'),
+           current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+           - coalesce(current_setting('reserved_connections', true), '0')::int
+"""
 
 
 async def probe(url: str, *, shown: str | None = None) -> StoreReport:
@@ -111,8 +162,8 @@ async def probe(url: str, *, shown: str | None = None) -> StoreReport:
         async with asyncio.timeout(PROBE_SECONDS):
             connection = await connect_once(address, CLIENT_NAME)
             try:
-                number = int(await connection.fetchval("SHOW server_version_num"))
-                version = str(await connection.fetchval("SHOW server_version")).split(" ", maxsplit=1)[0]
+                number, full_version, room = await connection.fetchrow(_LOOK) or (0, "", None)
+                version = str(full_version).split(" ", maxsplit=1)[0]
             finally:
                 await connection.close(timeout=PROBE_SECONDS)
     except (StoreError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
@@ -120,7 +171,7 @@ async def probe(url: str, *, shown: str | None = None) -> StoreReport:
     if number // 10_000 < OLDEST:
         text = f"PostgreSQL at {endpoint} is {version}: version {OLDEST} or newer is needed"
         return StoreReport(False, "VersionTooOld", text, endpoint, version)
-    return StoreReport(True, "Reachable", f"PostgreSQL {version} at {endpoint}", endpoint, version)
+    return StoreReport(True, "Reachable", f"PostgreSQL {version} at {endpoint}", endpoint, version, room)
 
 
 def reason_of(error: BaseException) -> str:
@@ -134,17 +185,20 @@ def reason_of(error: BaseException) -> str:
 
 
 def _text(error: BaseException, seconds: float = PROBE_SECONDS) -> str:
-    return str(error) or f"no answer within {seconds:g} s"
+    # The store's hint is meant for an agent's own process.
+    text = str(error).replace("AGENTHIVE_POSTGRES_URL", "the URL in the Secret")
+    return text or f"no answer within {seconds:g} s"
 
 
-async def remove_schema(url: str, schema: str, *, timeout: float) -> None:
-    """Drop the hive's schema and all in it; nothing happens where there is none.
+async def remove_schema(url: str, schema: str, *, roles: bool = False) -> None:
+    """Drop the hive's schema and all in it, and with ``roles`` the hive's roles; nothing happens where there is none.
 
-    Raises a ``StoreError``, ``asyncpg.PostgresError``, ``OSError`` or ``TimeoutError`` when that cannot be done.
+    Raises a ``StoreError``, ``asyncpg.PostgresError`` or ``OSError`` when that cannot be done.
     """
-    async with asyncio.timeout(timeout):
-        connection = await connect_once(Address.parse(url), CLIENT_NAME)
-        try:
-            await connection.execute(f"DROP SCHEMA IF EXISTS {quote(schema)} CASCADE")
-        finally:
-            await connection.close(timeout=PROBE_SECONDS)
+    connection = await connect_once(Address.parse(url), CLIENT_NAME)
+    try:
+        await connection.execute(f"DROP SCHEMA IF EXISTS {quote(schema)} CASCADE")
+        if roles:
+            await drop_roles(connection, schema)
+    finally:
+        await connection.close(timeout=PROBE_SECONDS)

@@ -14,7 +14,8 @@ class StoreReport:
     """One probe of a Redis or PostgreSQL server.
 
     ``reason`` is one of the reasons of RedisReady or PostgresReady, ``message`` says what was found and, where
-    something is wrong, what to do; neither ever holds a credential. ``endpoint`` is ``host:port``.
+    something is wrong, what to do; neither ever holds a credential. ``endpoint`` is ``host:port``; ``room`` is how many
+    connections a PostgreSQL has for ordinary roles.
     """
 
     ok: bool
@@ -22,6 +23,7 @@ class StoreReport:
     message: str
     endpoint: str = ""
     version: str = ""
+    room: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from agenthive.settings import DEFAULT_HTTP_PORT, Policy
+from agenthive.settings import DEFAULT_HTTP_PORT, CachePolicy, Policy
 from agenthive_operator.api.agent import Agent
 from agenthive_operator.api.hive import AgentHive
 from agenthive_operator.api.meta import EnvVar
@@ -15,7 +15,7 @@ from agenthive_operator.plan.checksum import digest
 from agenthive_operator.plan.inputs import ObservedAgent
 from agenthive_operator.plan.podtemplate import merge_pod_template
 from agenthive_operator.plan.references import agent_references
-from agenthive_operator.plan.replicas import replicas
+from agenthive_operator.plan.replicas import SURGE_PERCENT, replicas
 from agenthive_operator.plan.servers import encoded
 
 # An account that no image owns anything by: an image that runs as root would be refused by Pod Security otherwise.
@@ -25,6 +25,7 @@ CODE_VOLUME = "code"
 HTTP_PORT_NAME = "http"
 REDIS_URL = "AGENTHIVE_REDIS_URL"
 POSTGRES_URL = "AGENTHIVE_POSTGRES_URL"
+CACHE_URL = "AGENTHIVE_CACHE_URL"
 DEFAULT_RESOURCES = {"requests": {"cpu": "50m", "memory": "96Mi"}}
 # Handlers have drainSeconds; handing back what is left, closing connections and the last flush come after.
 GRACE_BEYOND_DRAIN_SECONDS = 15
@@ -36,7 +37,8 @@ def plan_agent(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> list[d
 
 
 def _connections(observed: ObservedAgent) -> dict[str, str]:
-    return {REDIS_URL: observed.redis_url, POSTGRES_URL: observed.postgres_url}
+    urls = {REDIS_URL: observed.redis_url, POSTGRES_URL: observed.postgres_url, CACHE_URL: observed.cache_url}
+    return {key: url for key, url in urls.items() if url is not None}
 
 
 def _secret(agent: Agent, observed: ObservedAgent) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def _deployment(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> dict[
         "revisionHistoryLimit": 3,
         "selector": {"matchLabels": selector},
         # The new pod is ready before the old one drains.
-        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": 0}},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": f"{SURGE_PERCENT}%", "maxUnavailable": 0}},
         "template": pod_template(agent, hive, observed),
     }
     return names.agent_child("apps/v1", "Deployment", agent.metadata.name, agent, spec=spec)
@@ -152,7 +154,11 @@ def _environment(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> list
             "name": "AGENTHIVE_POD",
             "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}},
         },
-        *(pods.secret_env(key, names.agent_secret_name(agent.metadata.name), key) for key in (REDIS_URL, POSTGRES_URL)),
+        *(
+            # Pods of the template before may start anew when the hive has just given up its cache's own Redis.
+            pods.secret_env(key, names.agent_secret_name(agent.metadata.name), key, optional=key == CACHE_URL)
+            for key in _connections(observed)
+        ),
         pods.env("AGENTHIVE_CONCURRENCY", str(agent.spec.concurrency)),
         pods.env("AGENTHIVE_DRAIN_SECONDS", str(agent.spec.drain_seconds)),
     ]
@@ -165,12 +171,20 @@ def _environment(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> list
         ("AGENTHIVE_MESSAGING", hive.spec.messaging),
         ("AGENTHIVE_REDIS_POOL", hive.spec.redis.pool),
         ("AGENTHIVE_POSTGRES_POOL", hive.spec.postgres.pool),
+        ("AGENTHIVE_CACHE", _cache(hive, observed)),
+        ("AGENTHIVE_RETENTION", hive.spec.retention),
     )
     # The root file system is read-only and the account has no home of its own.
     own.append(pods.env("HOME", "/tmp"))  # noqa: S108 - a mount
     if agent.spec.code_from is not None:
         own.append(pods.env("PYTHONPATH", CODE_PATH))
     return _with_users(own, (*hive.spec.agent_defaults.env, *agent.spec.env))
+
+
+def _cache(hive: AgentHive, observed: ObservedAgent) -> CachePolicy:
+    """What the hive says; off as long as the cache's own Redis was never found good: it is not to fill another."""
+    cache = hive.spec.redis.cache
+    return CachePolicy(enabled=False) if cache.own_url is not None and observed.cache_url is None else cache.policy
 
 
 def _policies(*policies: tuple[str, Policy]) -> list[dict[str, Any]]:

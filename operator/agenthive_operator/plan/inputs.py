@@ -38,10 +38,11 @@ class ObservedAgent:
     Attributes:
         instance_id: The hive's instance id in force.
         redis_url: Validated URL of the bus; it goes into the Agent's Secret.
-        postgres_url: Validated URL of the store.
+        postgres_url: Validated URL of the store, with the Agent's own login where the operator makes such.
         runtime_image: Image of agents for which neither the Agent nor its hive names one.
         digests: Digest (``checksum.digest``) of the data of each Secret and ConfigMap that the pods use, by
             ``references.agent_references``; what does not exist is left out. A change rolls the pods.
+        cache_url: Validated URL of the cache's own Redis; None where it has none, or none that was ever good.
     """
 
     instance_id: str
@@ -49,3 +50,4 @@ class ObservedAgent:
     postgres_url: str
     runtime_image: str
     digests: Mapping[Reference, str] = field(default_factory=dict)
+    cache_url: str | None = None

@@ -38,9 +38,10 @@ def env(name: str, value: str) -> dict[str, Any]:
     return {"name": name, "value": value} if value else {"name": name}
 
 
-def secret_env(name: str, secret: str, key: str) -> dict[str, Any]:
-    """An environment variable from a key of a Secret."""
-    return {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
+def secret_env(name: str, secret: str, key: str, *, optional: bool = False) -> dict[str, Any]:
+    """An environment variable from a key of a Secret; the pod starts without it where it is ``optional``."""
+    source = {"name": secret, "key": key, **({"optional": True} if optional else {})}
+    return {"name": name, "valueFrom": {"secretKeyRef": source}}
 
 
 def empty_dir(name: str) -> dict[str, Any]:

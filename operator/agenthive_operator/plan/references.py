@@ -21,8 +21,13 @@ class Reference:
 
 def hive_references(hive: AgentHive) -> frozenset[Reference]:
     """The Secrets with the URLs of the hive's external servers."""
-    servers = (hive.spec.redis.external, hive.spec.postgres.external)
-    return frozenset(Reference("Secret", server.url_secret_ref.name) for server in servers if server is not None)
+    redis, postgres = hive.spec.redis.external, hive.spec.postgres.external
+    pointers = [hive.spec.redis.cache.own_url]
+    if redis is not None:
+        pointers.append(redis.url_secret_ref)
+    if postgres is not None:
+        pointers += [postgres.url_secret_ref, postgres.direct_url_secret_ref, postgres.admin_url_secret_ref]
+    return frozenset(Reference("Secret", pointer.name) for pointer in pointers if pointer is not None)
 
 
 def code_reference(agent: Agent) -> Reference | None:

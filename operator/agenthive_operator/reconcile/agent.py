@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
+from agenthive.store import schema_name
 from agenthive_operator.api.agent import Agent
 from agenthive_operator.api.hive import AgentHive
 from agenthive_operator.api.meta import InvalidObjectError
 from agenthive_operator.backends.kube import AGENT, AGENT_HIVE, Object, secret_data
+from agenthive_operator.backends.logins import with_login
 from agenthive_operator.backends.references import Reference
-from agenthive_operator.plan.agent import plan_agent
+from agenthive_operator.plan.agent import CACHE_URL, POSTGRES_URL, REDIS_URL, plan_agent
 from agenthive_operator.plan.checksum import digest
 from agenthive_operator.plan.inputs import ObservedAgent
 from agenthive_operator.plan.names import agent_secret_name, agent_selector, selector_string
@@ -37,6 +40,7 @@ from agenthive_operator.reconcile.status import (
     merge_conditions,
     only_ready,
 )
+from agenthive_operator.reconcile.stores import scope_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,14 @@ class HiveView:
     hive: AgentHive | None
     state: HiveState | None
     facts: HiveFacts
+
+
+class Urls(TypedDict):
+    """The connections of an Agent's pods."""
+
+    redis_url: str
+    postgres_url: str
+    cache_url: str | None
 
 
 class AgentReconciler:
@@ -85,6 +97,8 @@ class AgentReconciler:
     def _forget(self, key: Key) -> None:
         self._context.references.register(key, ())
         self._gates.pop(key, None)
+        if (hive := self._context.logins.forget(key)) is not None:
+            self._context.postgres.poke(hive)
 
     async def _view_hive(self, key: Key, agent: Agent) -> HiveView:
         """The Agent's hive; absence is believed only when the API server says so."""
@@ -125,15 +139,11 @@ class AgentReconciler:
         code = code_reference(agent)
         if code is not None and code not in digests:
             return Problem("CodeMissing", f"ConfigMap {code.name!r} of spec.codeFrom does not exist; create it")
-        urls = await self._urls(key, state)
+        urls = await self._urls(key, hive, state)
         if urls is None:
             return None
         observed = ObservedAgent(
-            instance_id=state.instance_id,
-            redis_url=urls[0],
-            postgres_url=urls[1],
-            runtime_image=self._context.options.runtime_image,
-            digests=digests,
+            instance_id=state.instance_id, runtime_image=self._context.options.runtime_image, digests=digests, **urls
         )
         planned = plan_agent(agent, hive, observed)
         problem = await self._context.children.apply(planned)
@@ -150,18 +160,30 @@ class AgentReconciler:
                 digests[pointer] = digest(data)
         return digests
 
-    async def _urls(self, key: Key, state: HiveState) -> tuple[str, str] | None:
+    async def _urls(self, key: Key, hive: AgentHive, state: HiveState) -> Urls | None:
         """The URLs for the Agent's Secret: those found good, else those it has already.
 
         So a bad new value in a hive's Secret, or a server that is down, changes nothing for running pods.
         """
-        if state.redis_url and state.postgres_url:
-            return state.redis_url, state.postgres_url
         secret = await self._context.children.live("Secret", key.namespace, agent_secret_name(key.name))
         known = secret_data(secret) if secret is not None and is_labelled(secret) else {}
-        redis = state.redis_url or known.get("AGENTHIVE_REDIS_URL")
-        postgres = state.postgres_url or known.get("AGENTHIVE_POSTGRES_URL")
-        return (redis, postgres) if redis and postgres else None
+        redis = state.redis_url or known.get(REDIS_URL)
+        postgres = self._postgres_url(key, hive, state, known.get(POSTGRES_URL))
+        if not redis or not postgres:
+            return None
+        own_cache = hive.spec.redis.cache.own_url is not None
+        cache = state.cache_url or known.get(CACHE_URL) if own_cache else None
+        return {"redis_url": redis, "postgres_url": postgres, "cache_url": cache}
+
+    def _postgres_url(self, key: Key, hive: AgentHive, state: HiveState, known: str | None) -> str | None:
+        """The hive's URL, with the Agent's own login where the operator makes such, once the server knows it."""
+        if not hive.spec.postgres.mints_logins:
+            return state.postgres_url or known
+        of = Key("AgentHive", key.namespace, hive.metadata.name)
+        login, is_news = self._context.logins.want(key, of, schema_name(scope_of(hive)), known)
+        if is_news:
+            self._context.postgres.poke(of)
+        return with_login(state.postgres_url, login) if state.postgres_url and login else known
 
     async def _tell(
         self, key: Key, live: Object, agent: Agent, facts: HiveFacts, problem: Problem | None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from agenthive_operator.backends.reports import SchemaReport, StoreReport
+from agenthive_operator.plan.connections import ConnectionBudget, budget_text
 from agenthive_operator.reconcile.reasons import REASONS, markdown
 
 __all__ = [
@@ -42,11 +43,19 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class HiveInput:
-    """All that a hive's conditions depend on. A report is None while the first probe is under way."""
+    """All that a hive's conditions depend on. A report is None while the first probe is under way.
+
+    ``cache`` counts where the cache has a Redis of its own (``own_cache``). ``budget`` is None while it is unknown, or
+    where PgBouncer stands between the agents and the server.
+    """
 
     redis: StoreReport | None
     postgres: StoreReport | None
     schema: SchemaReport | None
+    own_cache: bool = False
+    cache: StoreReport | None = None
+    budget: ConnectionBudget | None = None
+    managed_postgres: bool = True
     agents_total: int = 0
     agents_ready: int = 0
     agents_not_ready: tuple[str, ...] = ()
@@ -106,8 +115,8 @@ def sooner(again: float | None, problem: Problem | None) -> float | None:
 def hive_conditions(seen: HiveInput) -> dict[str, Verdict]:
     """All conditions of a hive, by type."""
     parts = {
-        "RedisReady": _store(seen.redis),
-        "PostgresReady": _store(seen.postgres),
+        "RedisReady": _redis(seen),
+        "PostgresReady": _postgres(seen),
         "SchemaReady": _schema(seen.schema),
         "AgentsReady": _agents(seen),
     }
@@ -123,6 +132,26 @@ def _store(report: StoreReport | None) -> Verdict:
     if report is None:
         return Verdict("Unknown", "Probing", "the first probe is under way")
     return Verdict("True" if report.ok else "False", report.reason, report.message)
+
+
+def _redis(seen: HiveInput) -> Verdict:
+    bus = _store(seen.redis)
+    if bus.status != "True" or not seen.own_cache:
+        return bus
+    if seen.cache is None:
+        return Verdict("Unknown", "Probing", "the first probe of the cache's own Redis is under way")
+    if seen.cache.ok:
+        return bus
+    text = f"{bus.message}; the cache's own is not ready ({seen.cache.reason}): {seen.cache.message}"
+    return Verdict("True", "CacheNotReady", text)
+
+
+def _postgres(seen: HiveInput) -> Verdict:
+    store = _store(seen.postgres)
+    if store.status != "True" or seen.budget is None or not seen.budget.is_near:
+        return store
+    text = budget_text(seen.budget, managed=seen.managed_postgres)
+    return Verdict("True", "NearConnectionLimit", f"{store.message}; {text}")
 
 
 def _schema(report: SchemaReport | None) -> Verdict:

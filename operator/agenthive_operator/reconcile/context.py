@@ -16,6 +16,7 @@ from agenthive_operator.backends.resolve import Resolver
 from agenthive_operator.reconcile.cache import Key, ObjectCache
 from agenthive_operator.reconcile.children import Children
 from agenthive_operator.reconcile.conditions import Verdict
+from agenthive_operator.reconcile.logins import Logins
 from agenthive_operator.reconcile.monitor import Monitor
 from agenthive_operator.reconcile.queue import KeyedQueue
 from agenthive_operator.reconcile.status import condition, merge_patch
@@ -49,6 +50,7 @@ class HiveState:
     message: str = ""
     redis_url: str | None = field(default=None, repr=False)
     postgres_url: str | None = field(default=None, repr=False)
+    cache_url: str | None = field(default=None, repr=False)
 
 
 @dataclass(slots=True)
@@ -64,8 +66,10 @@ class Context:
     resolver: Resolver
     queue: KeyedQueue[Key]
     redis: Monitor[StoreReport]
+    caches: Monitor[StoreReport]
     postgres: Monitor[PostgresReport]
     figures: Monitor[dict[str, Figures]]
+    logins: Logins
     states: dict[Key, HiveState] = field(default_factory=dict)
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     monotonic: Callable[[], float] = time.monotonic
@@ -101,6 +105,9 @@ QUIET = frozenset(
 )  # fmt: skip
 """Reasons on the way to somewhere, or that only point at another condition: no news of their own."""
 
+ALARMING = frozenset({"CacheNotReady", "NearConnectionLimit"})
+"""Reasons of a condition that is True, and yet somebody should do something."""
+
 
 def transitions(live: Object, verdicts: dict[str, Verdict]) -> list[tuple[Literal["Normal", "Warning"], str, str]]:
     """What is worth an Event: conditions whose status or reason differs from what ``live`` says. Pure."""
@@ -112,5 +119,6 @@ def transitions(live: Object, verdicts: dict[str, Verdict]) -> list[tuple[Litera
         if same or verdict.reason in QUIET or verdict.reason in told:
             continue
         told.add(verdict.reason)
-        news.append(("Normal" if verdict.status == "True" else "Warning", verdict.reason, verdict.message))
+        fine = verdict.status == "True" and verdict.reason not in ALARMING
+        news.append(("Normal" if fine else "Warning", verdict.reason, verdict.message))
     return news

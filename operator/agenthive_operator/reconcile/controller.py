@@ -19,6 +19,7 @@ from agenthive_operator.reconcile.cache import SELECTOR, Change, Key, ObjectCach
 from agenthive_operator.reconcile.children import Children
 from agenthive_operator.reconcile.context import Context, Options
 from agenthive_operator.reconcile.hive import HiveReconciler
+from agenthive_operator.reconcile.logins import Logins
 from agenthive_operator.reconcile.monitor import Monitor
 from agenthive_operator.reconcile.queue import KeyedQueue, RetryLater
 from agenthive_operator.reconcile.status import figure_fields, figures_in, material
@@ -62,6 +63,7 @@ class Controller:
             resolver=Resolver(kube, enabled=options.resolve_services),
             queue=self.queue,
             redis=Monitor[StoreReport]("redis", self.queue.add, good=lambda report: report.ok),
+            caches=Monitor[StoreReport]("caches", self.queue.add, good=lambda report: report.ok),
             postgres=Monitor[PostgresReport](
                 "postgres",
                 self.queue.add,
@@ -69,6 +71,7 @@ class Controller:
                 timeout=MIGRATION_SECONDS,
             ),
             figures=Monitor[dict[str, Figures]]("figures", self._figures_changed, steady=figures_pause),
+            logins=Logins(kube, cache, self.queue),
         )
         self._hives = HiveReconciler(self.context)
         self._agents = AgentReconciler(self.context)
@@ -83,7 +86,8 @@ class Controller:
             await self._first_sync()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.context.references.run(), name="references")
-                for monitor in (self.context.redis, self.context.postgres, self.context.figures):
+                context = self.context
+                for monitor in (context.redis, context.caches, context.postgres, context.figures):
                     group.create_task(monitor.run(), name="monitor")
                 group.create_task(self.queue.run(), name="queue")
                 group.create_task(self._resync_for_ever(), name="resync")
@@ -108,7 +112,7 @@ class Controller:
         for key in keys_of(obj):
             self.queue.add(key)
         namespace = obj["metadata"].get("namespace", "")
-        if obj["kind"] == "Agent" and change in {Change.ADDED, Change.REMOVED}:
+        if obj["kind"] == "Agent":  # its hive counts agents, and the connections that their pods may open
             hive = ((obj.get("spec") or {}).get("hiveRef") or {}).get("name", "")
             self.queue.add(Key("AgentHive", namespace, hive))
         if obj["kind"] == "AgentHive" and change in {Change.ADDED, Change.REMOVED}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from datetime import datetime
 from typing import Final
@@ -90,16 +91,18 @@ class HiveDeletion:
     async def _clean(self, key: Key, hive: AgentHive, server: Server) -> str:
         """Remove what the hive left in an external server; returns what went wrong, or nothing."""
         connection = await self._stores.connection(key, hive, server)
-        if connection.url is None:
+        if connection.access is None:
             return connection.missing.message if connection.missing else "no URL"
-        dialled = await self._stores.dial(connection.url, server)
+        dialled = await self._stores.dial(connection.access.upkeep, server)
         if isinstance(dialled, StoreReport):
             return dialled.message
         try:
             if server == "redis":
                 await redis.remove_hive(dialled, scope_of(hive), timeout=CLEANUP_TRY_SECONDS)
             else:
-                await postgres.remove_schema(dialled, schema_name(scope_of(hive)), timeout=CLEANUP_TRY_SECONDS)
+                schema, roles = schema_name(scope_of(hive)), connection.access.admin is not None
+                async with asyncio.timeout(CLEANUP_TRY_SECONDS), self._stores.database(key):
+                    await postgres.remove_schema(dialled, schema, roles=roles)
         except (BusUnavailable, StoreError, asyncpg.PostgresError, OSError, TimeoutError, ValueError) as error:
             return str(error) or type(error).__name__
         return ""

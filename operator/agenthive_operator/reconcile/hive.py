@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from pydantic import TypeAdapter, ValidationError
@@ -17,10 +18,12 @@ from agenthive_operator.api.meta import InvalidObjectError
 from agenthive_operator.backends.kube import AGENT_HIVE, Object, secret_data
 from agenthive_operator.backends.references import Reference
 from agenthive_operator.backends.reports import Figures, PostgresReport, StoreReport
+from agenthive_operator.plan.connections import ConnectionBudget, connection_budget
 from agenthive_operator.plan.hive import plan_claims, plan_hive
 from agenthive_operator.plan.inputs import ObservedHive, ObservedServer
 from agenthive_operator.plan.names import HIVE_LABEL, INSTANCE_ANNOTATION, server_name
 from agenthive_operator.plan.references import hive_references
+from agenthive_operator.plan.replicas import replicas_of
 from agenthive_operator.reconcile.cache import Key
 from agenthive_operator.reconcile.children import is_labelled
 from agenthive_operator.reconcile.conditions import (
@@ -40,6 +43,23 @@ PASSWORD_BYTES: Final = 24
 INSTANCE_ALPHABET: Final = "abcdefghijkmnpqrstuvwxyz23456789"
 INSTANCE_LENGTH: Final = 8
 _INSTANCE_ID: Final = TypeAdapter[str](InstanceId)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The stores of a hive: where they are, and the latest reports (None while the first look is under way)."""
+
+    redis: Connection
+    bus: StoreReport | None
+    postgres: Connection
+    store: PostgresReport | None
+    cache: Connection | None = None
+    cached: StoreReport | None = None
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether a first look is still under way."""
+        return self.bus is None or self.store is None or (self.cache is not None and self.cached is None)
 
 
 class HiveReconciler:
@@ -72,17 +92,16 @@ class HiveReconciler:
         live, hive = await self._ensure_instance_id(live, hive)
         live = await ensure_finalizer(self._context, live, hive)
         problem = await self._bring_about(key, hive)
-        redis, redis_report = await self._look_at_redis(key, hive)
-        postgres, postgres_report = await self._look_at_postgres(key, hive)
-        figures = self.stores.look_at_queues(key, hive, redis.url if redis_report and redis_report.ok else None)
-        if problem is None and (redis_report is None or postgres_report is None) and is_known(live):
+        found = await self._look(key, hive)
+        figures = self.stores.look_at_queues(key, hive, found.redis.url if found.bus and found.bus.ok else None)
+        if problem is None and found.is_incomplete and is_known(live):
             # The first look since the start, or at another server, is under way and comes back here by itself: until
             # then what was written before is the best there is.
             return None
-        seen = self._observe(key, hive, problem, redis_report, postgres_report)
+        seen = self._observe(key, hive, problem, found)
         verdicts = hive_conditions(seen)
         again = await self._tell(key, live, hive, verdicts, seen, figures)
-        self._tell_agents(key, hive, verdicts, redis, postgres, seen)
+        self._tell_agents(key, hive, verdicts, found)
         return sooner(again, problem)
 
     # ---- steps
@@ -139,28 +158,28 @@ class HiveReconciler:
         password = known_password(secret, hive.metadata.name) or secrets.token_urlsafe(PASSWORD_BYTES)
         return ObservedServer(password=password, claim_size=claim_size(stateful_set))
 
-    async def _look_at_redis(self, key: Key, hive: AgentHive) -> tuple[Connection, StoreReport | None]:
-        connection = await self.stores.connection(key, hive, "redis")
-        return connection, self.stores.look_at_redis(key, hive, connection)
+    async def _look(self, key: Key, hive: AgentHive) -> Found:
+        """Where the stores are, and what the latest look at each found."""
+        redis = await self.stores.connection(key, hive, "redis")
+        cache = await self.stores.cache_connection(key, hive)
+        postgres = await self.stores.connection(key, hive, "postgres")
+        return Found(
+            redis, self.stores.look_at_redis(key, hive, redis),
+            postgres, self.stores.look_at_postgres(key, hive, postgres),
+            cache, self.stores.look_at_cache(key, cache),
+        )  # fmt: skip
 
-    async def _look_at_postgres(self, key: Key, hive: AgentHive) -> tuple[Connection, PostgresReport | None]:
-        connection = await self.stores.connection(key, hive, "postgres")
-        return connection, self.stores.look_at_postgres(key, hive, connection)
-
-    def _observe(
-        self,
-        key: Key,
-        hive: AgentHive,
-        problem: Problem | None,
-        redis: StoreReport | None,
-        postgres: PostgresReport | None,
-    ) -> HiveInput:
+    def _observe(self, key: Key, hive: AgentHive, problem: Problem | None, found: Found) -> HiveInput:
         agents = self._context.cache.agents_of(key.namespace, key.name)
         waiting = tuple(sorted(agent["metadata"]["name"] for agent in agents if not is_true(agent, "Ready")))
         return HiveInput(
-            redis=redis,
-            postgres=postgres.store if postgres else None,
-            schema=postgres.schema if postgres else None,
+            redis=found.bus,
+            postgres=found.store.store if found.store else None,
+            schema=found.store.schema if found.store else None,
+            own_cache=found.cache is not None,
+            cache=found.cached,
+            budget=budget_of(hive, agents, found),
+            managed_postgres=hive.spec.postgres.external is None,
             agents_total=len(agents),
             agents_ready=len(agents) - len(waiting),
             agents_not_ready=waiting,
@@ -208,15 +227,7 @@ class HiveReconciler:
         chosen, again = gate.choose(known, newest, self._context.monotonic())
         return chosen.get("backlog"), again
 
-    def _tell_agents(
-        self,
-        key: Key,
-        hive: AgentHive,
-        verdicts: dict[str, Verdict],
-        redis: Connection,
-        postgres: Connection,
-        seen: HiveInput,
-    ) -> None:
+    def _tell_agents(self, key: Key, hive: AgentHive, verdicts: dict[str, Verdict], found: Found) -> None:
         """Let the agents know what they depend on, and have them reconciled when it changed."""
         ready = stores_ready(verdicts)
         failing = next((verdict.message for verdict in verdicts.values() if verdict.status != "True"), "")
@@ -227,8 +238,9 @@ class HiveReconciler:
             ready=ready,
             deleting=hive.metadata.deleting,
             message="" if ready else failing,
-            redis_url=redis.url if seen.redis and seen.redis.ok else None,
-            postgres_url=postgres.url if seen.postgres and seen.postgres.ok else None,
+            redis_url=found.redis.url if found.bus and found.bus.ok else None,
+            postgres_url=found.postgres.url if found.store and found.store.store.ok else None,
+            cache_url=found.cache.url if found.cache and found.cached and found.cached.ok else None,
         )
         self._set_state(key, state)
 
@@ -257,8 +269,10 @@ class HiveReconciler:
             message="it is being deleted",
             redis_url=known.redis_url if known else None,
             postgres_url=known.postgres_url if known else None,
+            cache_url=known.cache_url if known else None,
         )
         self._set_state(key, state)
+        self._context.postgres.forget(key)  # another look would make the schema again that is about to be dropped
         waiting = await self._deletion.step(key, live, hive)
         if waiting is None:
             return None
@@ -269,6 +283,15 @@ class HiveReconciler:
 
 
 # ---- pure
+
+
+def budget_of(hive: AgentHive, agents: list[Object], found: Found) -> ConnectionBudget | None:
+    """The connections the hive's pods may open; None while the server's are unknown, or where PgBouncer shares them."""
+    room = found.store.store.room if found.store else None
+    access = found.postgres.access
+    if room is None or access is None or access.direct is not None:
+        return None
+    return connection_budget((replicas_of(agent, hive) for agent in agents), hive.spec.postgres.pool.max_size, room)
 
 
 def is_known(live: Object) -> bool:

@@ -39,7 +39,7 @@ _INVALID_URL: Final = Reason(
 )
 _SECRET_MISSING: Final = Reason(
     _FALSE,
-    "The Secret that urlSecretRef names, or its key, does not exist.",
+    "The Secret that urlSecretRef (or directUrlSecretRef, adminUrlSecretRef) names, or its key, does not exist.",
     "Create the Secret in the hive's namespace, or correct name and key.",
 )
 _HIVE_MISSING: Final = Reason(
@@ -88,6 +88,12 @@ REASONS: Final[Mapping[str, Mapping[str, Mapping[str, Reason]]]] = {
             "VersionTooOld": Reason(_FALSE, "The server is too old for the bus.", "Use Redis ≥ 7 or Valkey ≥ 7.2."),
             "InvalidURL": _INVALID_URL,
             "SecretMissing": _SECRET_MISSING,
+            "CacheNotReady": Reason(
+                _TRUE,
+                "The bus is ready. The Redis that the cache has for itself is not: agents that know it "
+                "from before read past the cache meanwhile, others start with the cache off.",
+                "Read the message: it is about the server that spec.redis.cache.urlSecretRef leads to.",
+            ),
         },
         "PostgresReady": {
             "Reachable": _REACHABLE,
@@ -105,6 +111,11 @@ REASONS: Final[Mapping[str, Mapping[str, Mapping[str, Reason]]]] = {
             "VersionTooOld": Reason(_FALSE, "The server is too old for the store.", "Use PostgreSQL ≥ 14."),
             "InvalidURL": _INVALID_URL,
             "SecretMissing": _SECRET_MISSING,
+            "NearConnectionLimit": Reason(
+                _TRUE,
+                "The server is ready, and the pods of the hive may open more than 80 % of the connections that it has.",
+                "Lower spec.postgres.pool.maxSize or replicas, raise max_connections, or put PgBouncer in between.",
+            ),
         },
         "SchemaReady": {
             "Migrated": Reason(_TRUE, "The hive's schema is at the version that this operator brings."),
@@ -113,6 +124,27 @@ REASONS: Final[Mapping[str, Mapping[str, Mapping[str, Reason]]]] = {
                 _FALSE,
                 "A migration failed and left no trace; the message is the server's.",
                 "Give the user the right to create schemas, or do what the message says. It is tried again.",
+            ),
+            **{
+                reason: Reason(
+                    _FALSE,
+                    f"By the URL that directUrlSecretRef or adminUrlSecretRef names {what}. Agents do not use it.",
+                    "Correct the URL in the Secret that the message names, or the server behind it.",
+                )
+                for reason, what in (
+                    ("Unreachable", "no server answers"),
+                    ("Starting", "the server is still starting up"),
+                    ("AuthenticationFailed", "the server refuses the user or the password"),
+                    ("DatabaseMissing", "there is no such database"),
+                    ("VersionTooOld", "the server is too old"),
+                    ("InvalidURL", "nothing can be reached: it is malformed"),
+                )
+            },
+            "RolesFailed": Reason(
+                _FALSE,
+                "The logins of the agents could not be made, or are not let in; the message is the server's. Agents "
+                "that run are left running on the login they have.",
+                "Do what the message says. Where adminUrlSecretRef is left out, agents use the hive's own login.",
             ),
             "SchemaTooNew": Reason(
                 _FALSE, "A newer version migrated the schema. Schemas are never downgraded.", "Upgrade the operator."

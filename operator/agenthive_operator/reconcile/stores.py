@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final, Literal
 
 from agenthive.bus import BusUnavailable
 from agenthive.settings import HiveScope
+from agenthive.store import schema_name
 from agenthive_operator.api.hive import AgentHive
+from agenthive_operator.api.meta import SecretKeyReference
 from agenthive_operator.backends import postgres, redis
 from agenthive_operator.backends.kube import ApiError, Object, secret_data
+from agenthive_operator.backends.postgres import FIELDS, Access
 from agenthive_operator.backends.references import Reference
 from agenthive_operator.backends.reports import Figures, PostgresReport, SchemaReport, StoreReport, endpoint_of
 from agenthive_operator.backends.resolve import NoEndpointError
@@ -28,15 +33,22 @@ SERVERS: Final[tuple[Server, Server]] = ("redis", "postgres")
 PORTS: Final = {"redis": redis.DEFAULT_PORT, "postgres": postgres.DEFAULT_PORT}
 REACHABLE_SECONDS: Final = 30.0
 """How long the name of a pod that became ready may take to lead to it: name servers remember absence that long."""
+CACHE_FIELD: Final = "spec.redis.cache.urlSecretRef"
+BEING_CREATED: Final = StoreReport(False, "Starting", "being created")
 NO_SCHEMA: Final = SchemaReport(False, "WaitingForPostgres", "the schema is migrated once PostgreSQL is ready")
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """Where one store of a hive is: a URL, or the report that says why there is none."""
+    """Where one store of a hive is: its URLs (of Redis ``url`` alone), or the report that says why there are none."""
 
-    url: str | None
+    access: Access | None = field(default=None, repr=False)
     missing: StoreReport | None = None
+
+    @property
+    def url(self) -> str | None:
+        """The URL that the hive's processes use."""
+        return self.access.url if self.access else None
 
 
 class Stores:
@@ -46,24 +58,43 @@ class Stores:
         self._context = context
         self._schemas: dict[Key, postgres.HiveSchema] = {}
         self._queues: dict[Key, redis.HiveQueues] = {}
+        self._databases: dict[Key, asyncio.Lock] = {}
 
     async def connection(self, key: Key, hive: AgentHive, server: Server) -> Connection:
-        """The URL of a store, from the Secret that holds it. Raises ``ApiError`` when the API cannot be asked."""
+        """The URLs of a store, from the Secrets that hold them. Raises ``ApiError`` when the API cannot be asked."""
         external = (hive.spec.redis if server == "redis" else hive.spec.postgres).external
         if external is None:
             secret = await self._context.children.live("Secret", key.namespace, server_name(key.name, server))
             url = secret_data(secret).get("url") if secret is not None and is_labelled(secret) else None
-            return Connection(url) if url else Connection(None, StoreReport(False, "Starting", "being created"))
-        wanted, field = external.url_secret_ref, f"spec.{server}.external.urlSecretRef"
-        data = await self._context.references.read(Reference("Secret", key.namespace, wanted.name))
-        if data is None:
-            text = f"Secret {wanted.name!r} of {field} does not exist; create it"
-            return Connection(None, StoreReport(False, "SecretMissing", text))
-        if not data.get(wanted.key, "").strip():
-            keys = ", ".join(sorted(data)) or "none"
-            text = f"Secret {wanted.name!r} of {field} has no key {wanted.key!r}; its keys: {keys}"
-            return Connection(None, StoreReport(False, "SecretMissing", text))
-        return Connection(data[wanted.key].strip())
+            # The user that the managed PostgreSQL starts with is its superuser.
+            return Connection(Access(url, admin=url)) if url else Connection(missing=BEING_CREATED)
+        if server == "redis":
+            return await self._pointed({"url": (external.url_secret_ref, "spec.redis.external.urlSecretRef")}, key)
+        pointers = {"url": (external.url_secret_ref, FIELDS["url"])}
+        for name in ("direct", "admin"):
+            if (pointer := getattr(external, f"{name}_url_secret_ref")) is not None:
+                pointers[name] = pointer, FIELDS[name]
+        return await self._pointed(pointers, key)
+
+    async def cache_connection(self, key: Key, hive: AgentHive) -> Connection | None:
+        """The URL of the cache's own Redis; None where the hive has none. Raises ``ApiError``."""
+        pointer = hive.spec.redis.cache.own_url
+        return None if pointer is None else await self._pointed({"url": (pointer, CACHE_FIELD)}, key)
+
+    async def _pointed(self, pointers: Mapping[str, tuple[SecretKeyReference, str]], key: Key) -> Connection:
+        """The URLs that these Secret keys hold, by name; each comes with the field of the spec that names it."""
+        urls: dict[str, str] = {}
+        for name, (wanted, field_path) in pointers.items():
+            data = await self._context.references.read(Reference("Secret", key.namespace, wanted.name))
+            if data is None:
+                text = f"Secret {wanted.name!r} of {field_path} does not exist; create it"
+                return Connection(missing=StoreReport(False, "SecretMissing", text))
+            if not data.get(wanted.key, "").strip():
+                keys = ", ".join(sorted(data)) or "none"
+                text = f"Secret {wanted.name!r} of {field_path} has no key {wanted.key!r}; its keys: {keys}"
+                return Connection(missing=StoreReport(False, "SecretMissing", text))
+            urls[name] = data[wanted.key].strip()
+        return Connection(Access(**urls))
 
     def look_at_redis(self, key: Key, hive: AgentHive, connection: Connection) -> StoreReport | None:
         """The latest report on Redis; None while the first look at this URL is under way."""
@@ -82,27 +113,50 @@ class Stores:
         monitor.poke(key)
         return self._while_starting(key, report, "redis") if hive.spec.redis.external is None else report
 
+    def look_at_cache(self, key: Key, connection: Connection | None) -> StoreReport | None:
+        """The latest report on the cache's own Redis; None while the first look is under way, or where it has none."""
+        monitor, url = self._context.caches, connection.url if connection else None
+        if url is None:
+            monitor.forget(key)
+            return connection.missing if connection else None
+
+        async def check() -> StoreReport:
+            dialled = await self.dial(url, "redis")
+            return dialled if isinstance(dialled, StoreReport) else await redis.probe(dialled, shown=url)
+
+        return monitor.watch(key, url, check)
+
     def look_at_postgres(self, key: Key, hive: AgentHive, connection: Connection) -> PostgresReport | None:
         """The latest report on PostgreSQL and the schema; None while the first look at this URL is under way."""
-        monitor, url = self._context.postgres, connection.url
-        if url is None:
+        monitor, access = self._context.postgres, connection.access
+        if access is None:
             monitor.forget(key)
             return PostgresReport(connection.missing, NO_SCHEMA) if connection.missing else None
         scope, schemas = scope_of(hive), self._schemas.setdefault(key, postgres.HiveSchema())
+        schemas.retention = hive.spec.retention
 
         async def check() -> PostgresReport:
-            dialled = await self.dial(url, "postgres")
+            dialled = await self.dial_all(access)
             if isinstance(dialled, StoreReport):
                 return PostgresReport(dialled, NO_SCHEMA)
-            return await schemas.check(dialled, scope, shown=url)
+            async with self.database(key):
+                report = await schemas.check(dialled, scope, shown=access.url)
+                if not report.schema.ok or access.admin is None:
+                    return report
+                problem = await self._context.logins.sync(key, dialled, schema_name(scope))
+                return report if problem is None else replace(report, schema=problem)
 
-        report = monitor.watch(key, (url, scope), check)
+        report = monitor.watch(key, (access, scope), check)
         if report is None or (report.store.ok and report.schema.ok):
             return report
         monitor.poke(key)
         if hive.spec.postgres.external is None and not report.store.ok:
             return replace(report, store=self._while_starting(key, report.store, "postgres"))
         return report
+
+    def database(self, key: Key) -> asyncio.Lock:
+        """Held by who works on the hive's schema: what drops it does not meet a look that makes it."""
+        return self._databases.setdefault(key, asyncio.Lock())
 
     def look_at_queues(self, key: Key, hive: AgentHive, url: str | None) -> dict[str, Figures] | None:
         """The latest figures by agent; None while they are unknown (``url`` is None: Redis is not ready)."""
@@ -136,11 +190,25 @@ class Stores:
         except (NoEndpointError, ApiError) as error:
             return StoreReport(False, "Unreachable", str(error), endpoint_of(url, PORTS[server]))
 
+    async def dial_all(self, access: Access) -> Access | StoreReport:
+        """As ``dial``, for every way into a PostgreSQL."""
+        dialled: dict[str, str] = {}
+        for name in FIELDS:
+            url = getattr(access, name)
+            found = await self.dial(url, "postgres") if url else None
+            if isinstance(found, StoreReport):
+                return found
+            if found:
+                dialled[name] = found
+        return Access(**dialled)
+
     async def forget(self, key: Key) -> None:
         """The hive is gone."""
-        for monitor in (self._context.redis, self._context.postgres, self._context.figures):
+        for monitor in (self._context.redis, self._context.caches, self._context.postgres, self._context.figures):
             monitor.forget(key)
         self._schemas.pop(key, None)
+        self._databases.pop(key, None)
+        self._context.logins.forget_hive(key)
         if (queues := self._queues.pop(key, None)) is not None:
             await queues.aclose()
 

@@ -11,7 +11,7 @@ from agenthive.bus.connections import Connections
 from agenthive.bus.consumer import Consumer
 from agenthive.bus.endpoint import Endpoint
 from agenthive.bus.errors import BusError, RequestTimeout
-from agenthive.bus.keys import REPLY_MARK, AgentKeys, agents_key
+from agenthive.bus.keys import REPLY_MARK, AgentKeys, TopicKeys, agents_key
 from agenthive.bus.letters import Letters, batches
 from agenthive.bus.library import library
 from agenthive.bus.model import (
@@ -27,11 +27,19 @@ from agenthive.bus.model import (
     parse_stats,
     parse_status,
 )
-from agenthive.bus.policy import accepted_form, decoded_key, document_of, encoded_key, lane_of, packed_options, to_ms
+from agenthive.bus.policy import (
+    accepted_form,
+    arguments_of,
+    decoded_key,
+    encoded_key,
+    lane_of,
+    packed_options,
+    to_ms,
+)
 from agenthive.bus.pump import Pump, TopicStart
 from agenthive.bus.replies import ReplyReader
 from agenthive.bus.shards import sender_for
-from agenthive.bus.topics import Topics, TopicStats
+from agenthive.bus.topics import Topics, TopicStats, published_form
 from agenthive.bus.watches import Watches
 from agenthive.protocol import AgentMessage
 from agenthive.settings import HiveScope, Messaging, RedisPool
@@ -57,6 +65,8 @@ class Bus:
     def __init__(self, connections: Connections, scope: HiveScope, messaging: Messaging) -> None:
         self.scope = scope
         self.messaging = messaging
+        #: Told of each message that was accepted: sent, asked, published or fired by this process.
+        self.on_sent: Callable[[AgentMessage], None] | None = None
         self._connections = connections
         self._sender = sender_for(connections, messaging.queue, durable=messaging.durability == "replicated")
         self._replies = ReplyReader(connections, scope)
@@ -119,17 +129,46 @@ class Bus:
         recipient or an option that cannot be, or a message larger than the whole queue may be.
         """
         message = accepted_form(message, self.messaging)
-        return await self._sender.send(
-            self._of(message.to_agent).gate,
-            (
-                lane_of(message.priority),
-                message.message_id,
-                document_of(message, self.messaging),
-                to_ms(message.ttl),
-                packed_options(message, self.messaging),
-            ),
-            wait,
+        message_id = await self._sender.send(
+            self._of(message.to_agent).gate, arguments_of(message, self.messaging), wait
         )
+        if self.on_sent is not None and message_id == message.message_id:  # not if another of its key was there
+            self.on_sent(message)
+        return message_id
+
+    def checked(self, message: AgentMessage, topic: str | None = None) -> AgentMessage:
+        """The message in the form in which ``send``, or ``publish`` to ``topic``, would send it; nothing is sent.
+
+        Raises ValueError for all that those refuse at once.
+        """
+        if topic is None:
+            self._of(message.to_agent)
+        else:
+            TopicKeys.of(self.scope, topic)
+            message = published_form(message, topic, self.messaging)
+        message = accepted_form(message, self.messaging)
+        arguments_of(message, self.messaging)
+        return message
+
+    async def send_in_order(
+        self, messages: Sequence[AgentMessage], *, topic: str | None = None, wait: float = SEND_WAIT_SECONDS
+    ) -> list[str | BusError]:
+        """Send messages to one agent, or publish them to ``topic``, that may have been sent before, by any process.
+
+        They are accepted in this order: behind one that is not, no other is sent. One that is pending, or whose final
+        status is kept, is not accepted again. Returns for each what ``send`` returns or raises. Raises BusUnavailable
+        and ValueError as ``send`` does; then nothing was sent.
+        """
+        if topic is not None:
+            return await self._topics.publish_in_order(topic, messages, wait)
+        (agent,) = {message.to_agent for message in messages}
+        row = [arguments_of(accepted_form(message, self.messaging), self.messaging) for message in messages]
+        results = await self._sender.send_row(self._of(agent).gate, row, wait, again=True)
+        if self.on_sent is not None:
+            for message, result in zip(messages, results, strict=True):
+                if result == message.message_id:
+                    self.on_sent(message)
+        return results
 
     async def publish(self, topic: str, message: AgentMessage, *, wait: float = SEND_WAIT_SECONDS) -> str:
         """Put ``message`` into ``topic`` and return its id, once Redis has it. Nobody has to be subscribed.
@@ -139,7 +178,10 @@ class Bus:
         how long a Redis that is away is waited for. Raises BusUnavailable, and ValueError for a topic or an option that
         cannot be.
         """
-        return await self._topics.publish(topic, message, wait)
+        message_id = await self._topics.publish(topic, message, wait)
+        if self.on_sent is not None:
+            self.on_sent(message)
+        return message_id
 
     async def topics(self) -> list[TopicStats]:
         """Figures of the hive's topics, sorted: those that hold anything and those that agents are subscribed to.
@@ -411,6 +453,8 @@ class Bus:
             f"{packed_options(message, self.messaging)} f1".lstrip(),
         )
         ((outcome, now),) = await self._connections.execute([command], sends=True)
+        if self.on_sent is not None and Firing(outcome) is Firing.FIRED:
+            self.on_sent(message)
         return Firing(outcome), now
 
     def consumer(

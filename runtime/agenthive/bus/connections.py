@@ -23,8 +23,8 @@ from agenthive.settings import RedisPool
 log = logging.getLogger(__name__)
 
 OLDEST_REDIS = (7, 0)
-RESERVED_CONNECTIONS = 8
-"""Of a process's, kept for lanes: sender, replies (2), consumer, wake list, lease, sentinels (2)."""
+RESERVED_CONNECTIONS = 11
+"""Of a process's, kept for lanes: sender, replies (2), consumer, wake list, lease, sentinels (2), the cache (3)."""
 RESERVED_PER_MASTER = 2
 """Further ones that each further master of a cluster needs: sender and replies."""
 

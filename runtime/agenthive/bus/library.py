@@ -23,6 +23,7 @@ FILES = (
     "letters.lua",
     "cancel.lua",
     "touch.lua",
+    "cache.lua",
 )
 MISSING = "ERR Function not found"
 _READING = re.compile(r"^define\('(\w+)'.*'no-writes'", re.MULTILINE)

@@ -110,6 +110,17 @@ def document_of(message: AgentMessage, messaging: Messaging) -> bytes:
     return document
 
 
+def arguments_of(message: AgentMessage, messaging: Messaging) -> tuple[int, str, bytes, int, str]:
+    """What the functions ``send`` and ``publish`` take of a message. Raises ValueError as ``document_of`` does."""
+    return (
+        lane_of(message.priority),
+        message.message_id,
+        document_of(message, messaging),
+        to_ms(message.ttl),
+        packed_options(message, messaging),
+    )
+
+
 def packed_options(message: AgentMessage, messaging: Messaging | None = None) -> str:
     """Delivery options in the form lua/prelude.lua reads (``options_of``).
 

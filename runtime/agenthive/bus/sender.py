@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,17 +36,29 @@ BATCH_BYTES = 4 * 1024 * 1024
 TopicLog = tuple[int, int]
 """Messages a topic keeps, and how long (ms)."""
 
+Arguments = tuple[int, str, bytes, int, str]
+"""Of one message: lane, id, document, ttl (ms), packed options."""
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """Messages to one recipient that keep their order: behind one that was not accepted no other is sent."""
+
+    again: bool
+    """They may have been accepted, and even handled, before."""
+    broken: bool = False
+
 
 @dataclass(slots=True, eq=False)
 class Item:
     """One message on its way."""
 
-    arguments: tuple[int, str, bytes, int, str]
-    """lane, id, document, ttl (ms), packed options"""
+    arguments: Arguments
     done: asyncio.Future[str]
     """The id of the message that was accepted: its own, or that of an earlier one with its deduplication key."""
     deadline: float
     """Loop time until which a full queue, or a Redis that is away, is waited for."""
+    row: Row | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -81,15 +93,15 @@ class Sender:
         """Ids, oldest first, that may have been accepted though their senders were told an error, or went away."""
         self._outboxes: dict[str, Outbox] = {}
         self._in_flight: list[tuple[Outbox, list[Item]]] = []
+        self._again = False
+        """Whether some of what is taken next may have been accepted before."""
         self._answered: list[tuple[Outbox, list[Item], Any]] = []
         """What Redis has answered and no sender knows yet."""
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    async def send(
-        self, gate: str, arguments: tuple[int, str, bytes, int, str], wait: float, *, topic: TopicLog | None = None
-    ) -> str:
+    async def send(self, gate: str, arguments: Arguments, wait: float, *, topic: TopicLog | None = None) -> str:
         """Return the message's id once it is accepted, or the id of the one that its deduplication key stands for.
 
         ``topic`` makes it a message for the topic whose gate is ``gate``; a topic is never full.
@@ -97,15 +109,35 @@ class Sender:
         """
         self._connections.check()
         loop = asyncio.get_running_loop()
-        if self._task is None:
-            self._task = loop.create_task(self._run(), name="agenthive-sender")
         item = Item(arguments, loop.create_future(), loop.time() + wait)
+        self._put(gate, topic).append(item)
+        return await item.done
+
+    async def send_row(
+        self, gate: str, row: Sequence[Arguments], wait: float, *, again: bool, topic: TopicLog | None = None
+    ) -> list[str | BusError]:
+        """Send several messages in this order; for each what ``send`` returns or raises.
+
+        Behind one that is not accepted no other is sent. ``again``: they may have been accepted before; those whose
+        final status Redis keeps are not accepted again.
+        """
+        self._connections.check()
+        loop = asyncio.get_running_loop()
+        order, deadline = Row(again), loop.time() + wait
+        items = [Item(arguments, loop.create_future(), deadline, order) for arguments in row]
+        self._put(gate, topic).extend(items)
+        results = await asyncio.gather(*(item.done for item in items), return_exceptions=True)
+        return [_result(result) for result in results]
+
+    def _put(self, gate: str, topic: TopicLog | None) -> deque[Item]:
+        """Where items for ``gate`` go; the sending task is about to look."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="agenthive-sender")
         outbox = self._outboxes.get(gate)
         if outbox is None:
             outbox = self._outboxes[gate] = Outbox(gate, topic)
-        outbox.items.append(item)
         self._work.set()
-        return await item.done
+        return outbox.items
 
     async def _run(self) -> None:
         while True:
@@ -138,6 +170,10 @@ class Sender:
             batch: list[Item] = []
             while outbox.items and len(batch) < BATCH_MESSAGES and size < BATCH_BYTES and room > 0:
                 item = outbox.items.popleft()
+                if item.row is not None:
+                    if item.row.broken:
+                        _fail([item], BusUnavailable("not sent: a message before it was not accepted"))
+                    self._again = self._again or item.row.again
                 if not item.done.done():  # else its caller was cancelled before it was sent
                     batch.append(item)
                     size += len(item.arguments[2])
@@ -166,7 +202,10 @@ class Sender:
 
     async def _deliver(self, batches: list[tuple[Outbox, list[Item]]]) -> None:
         doubtful = self._doubtful
-        again = bool(doubtful) and any(item.arguments[1] in doubtful for _, batch in batches for item in batch)
+        again = self._again or (
+            bool(doubtful) and any(item.arguments[1] in doubtful for _, batch in batches for item in batch)
+        )
+        self._again = False
         while True:
             commands = [self._command(outbox, batch, again) for outbox, batch in batches]
             try:
@@ -292,7 +331,15 @@ def _refuses(answer: Any) -> bool:
     return isinstance(answer, ReplyError) or FULL in answer or FULL_OF_BYTES in answer
 
 
-def _fail(items: Any, error: BusError) -> None:
+def _fail(items: Iterable[Item], error: BusError) -> None:
     for item in items:
+        if item.row is not None:
+            item.row.broken = True
         if not item.done.done():
             item.done.set_exception(error)
+
+
+def _result(result: str | BaseException) -> str | BusError:
+    if isinstance(result, str | BusError):
+        return result
+    raise result

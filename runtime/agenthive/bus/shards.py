@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from agenthive.bus.cluster import Cluster
 from agenthive.bus.connections import Connections
 from agenthive.bus.endpoint import Node
-from agenthive.bus.errors import BusUnavailable
-from agenthive.bus.sender import Sender, TopicLog
+from agenthive.bus.errors import BusError, BusUnavailable
+from agenthive.bus.sender import Arguments, Sender, TopicLog
 from agenthive.bus.wire import ConnectionLost
 from agenthive.settings import QueuePolicy
 
@@ -35,15 +37,25 @@ class ShardedSender:
         self._durable = durable
         self._shards: dict[Node, _Shard] = {}
 
-    async def send(
-        self, gate: str, arguments: tuple[int, str, bytes, int, str], wait: float, *, topic: TopicLog | None = None
-    ) -> str:
+    async def send(self, gate: str, arguments: Arguments, wait: float, *, topic: TopicLog | None = None) -> str:
         """As ``Sender.send``: the accepted id. Raises QueueFull or BusUnavailable after ``wait`` seconds."""
+        async with self._sender_of(gate) as sender:
+            return await sender.send(gate, arguments, wait, topic=topic)
+
+    async def send_row(
+        self, gate: str, row: Sequence[Arguments], wait: float, *, again: bool, topic: TopicLog | None = None
+    ) -> list[str | BusError]:
+        """As ``Sender.send_row``."""
+        async with self._sender_of(gate) as sender:
+            return await sender.send_row(gate, row, wait, again=again, topic=topic)
+
+    @contextlib.asynccontextmanager
+    async def _sender_of(self, gate: str) -> AsyncIterator[Sender]:
         self._connections.check()
         shard = await self._shard(await self._master_of(gate))
         shard.callers += 1
         try:
-            return await shard.sender.send(gate, arguments, wait, topic=topic)
+            yield shard.sender
         finally:
             shard.callers -= 1
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from agenthive.bus.connections import Connections
+from agenthive.bus.errors import BusError
 from agenthive.bus.keys import TOPIC_MARK, TopicKeys, topics_key
-from agenthive.bus.policy import accepted_form, document_of, lane_of, packed_options, to_ms
-from agenthive.bus.sender import Sender
+from agenthive.bus.policy import accepted_form, arguments_of
+from agenthive.bus.sender import Arguments, Sender, TopicLog
 from agenthive.bus.shards import ShardedSender
 from agenthive.bus.wire import Command
 from agenthive.protocol import AgentMessage, MessagePriority
@@ -56,20 +57,22 @@ class Topics:
     async def publish(self, topic: str, message: AgentMessage, wait: float) -> str:
         """Put ``message`` into the topic's log and return its id."""
         keys = await self._list(topic)
-        message = accepted_form(published_form(message, topic, self._messaging), self._messaging)
+        return await self._sender.send(keys.gate, self._arguments(topic, message), wait, topic=self._log)
+
+    async def publish_in_order(self, topic: str, messages: Sequence[AgentMessage], wait: float) -> list[str | BusError]:
+        """Put ``messages`` into the topic's log in this order; see ``Bus.send_in_order``."""
+        keys = await self._list(topic)
+        row = [self._arguments(topic, message) for message in messages]
+        return await self._sender.send_row(keys.gate, row, wait, again=True, topic=self._log)
+
+    def _arguments(self, topic: str, message: AgentMessage) -> Arguments:
+        messaging = self._messaging
+        return arguments_of(accepted_form(published_form(message, topic, messaging), messaging), messaging)
+
+    @property
+    def _log(self) -> TopicLog:
         policy = self._messaging.topics
-        return await self._sender.send(
-            keys.gate,
-            (
-                lane_of(message.priority),
-                message.message_id,
-                document_of(message, self._messaging),
-                to_ms(message.ttl),
-                packed_options(message, self._messaging),
-            ),
-            wait,
-            topic=(policy.max_length, policy.retention_seconds * 1000),
-        )
+        return policy.max_length, policy.retention_seconds * 1000
 
     async def _list(self, topic: str) -> TopicKeys:
         """Have ``topic`` among those that ``stats`` shows, for as long as it keeps anything; return its keys."""

@@ -14,9 +14,12 @@ from agenthive.cli.options import Chosen, connection_options
 #: Command → where it is.
 COMMANDS = {
     "ask": "agenthive.cli.messages:ask",
+    "audit": "agenthive.cli.audit:audit",
     "cancel": "agenthive.cli.queues:cancel",
     "db": "agenthive.cli.db:db",
     "dlq": "agenthive.cli.letters:dlq",
+    "log": "agenthive.cli.records:log",
+    "metrics": "agenthive.cli.records:metrics",
     "publish": "agenthive.cli.topics:publish",
     "resume": "agenthive.cli.ordering:resume",
     "run": "agenthive.cli.run:run",

@@ -6,6 +6,7 @@ import click
 
 from agenthive.cli.options import Chosen, connection_options, run_async, settings_of
 from agenthive.cli.output import print_json
+from agenthive.cli.stores import store_of, url_of
 
 
 @click.group()
@@ -27,13 +28,18 @@ def status(chosen: Chosen) -> None:
     run_async(_status(chosen))
 
 
+@db.command()
+@connection_options
+def maintain(chosen: Chosen) -> None:
+    """Make the partitions of the days to come, drop what is past its retention. The operator does it daily."""
+    run_async(_maintain(chosen))
+
+
 async def _target(chosen: Chosen) -> tuple[str, str]:
     settings = await settings_of(chosen)
     from agenthive.store import schema_name  # noqa: PLC0415 - asyncpg costs 50 ms
 
-    if settings.postgres_url is None:
-        raise click.ClickException(f"hive {settings.hive} names no PostgreSQL: set AGENTHIVE_POSTGRES_URL")
-    return settings.postgres_url.get_secret_value(), schema_name(settings.scope)
+    return url_of(settings), schema_name(settings.scope)
 
 
 async def _upgrade(chosen: Chosen) -> None:
@@ -47,6 +53,21 @@ async def _upgrade(chosen: Chosen) -> None:
         click.echo(f"{schema} is up to date")
     for step in () if chosen.json else applied:
         click.echo(f"{schema}: applied {step.version} {step.name}")
+
+
+async def _maintain(chosen: Chosen) -> None:
+    settings = await settings_of(chosen)
+    async with store_of(settings) as store:
+        dropped = await store.retain(settings.retention)
+        made = await store.maintain(retention=settings.retention)
+    if chosen.json:
+        print_json({"schema": store.schema, "made": made, "dropped": dropped})
+        return
+    for verb, names in (("made", made), ("dropped", dropped)):
+        for name in names:
+            click.echo(f"{store.schema}: {verb} {name}")
+    if not made and not dropped:
+        click.echo(f"{store.schema}: nothing was due")
 
 
 async def _status(chosen: Chosen) -> None:

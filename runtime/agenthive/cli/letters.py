@@ -12,11 +12,13 @@ import click
 from agenthive.cli.options import Chosen, bus_of, connection_options, run_async, settings_of
 from agenthive.cli.output import first_line, print_json, print_table
 from agenthive.cli.queues import local_time
+from agenthive.cli.stores import tell_audit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agenthive.bus import DeadLetter, LetterFilter, LetterReport
+    from agenthive.settings import Settings
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -175,15 +177,21 @@ async def _show(chosen: Chosen, agent: str, letter_id: str) -> None:
 async def _redrive(
     chosen: Chosen, agent: str, rate: float | None, to: str | None, ttl: float | None, selection: dict[str, Any]
 ) -> None:
+    chosen_ones = _in_words(selection)
     which = _selected(selection)
     report = _Reporter(chosen, agent, "redriven")
-    async with bus_of(await settings_of(chosen)) as bus:
-        with report:
-            report.last = await bus.redrive(agent, which, rate=rate, to=to, ttl=ttl, progress=report.progress)
+    settings = await settings_of(chosen)
+    try:
+        async with bus_of(settings) as bus:
+            with report:
+                report.last = await bus.redrive(agent, which, rate=rate, to=to, ttl=ttl, progress=report.progress)
+    finally:
+        await report.tell_audit(settings, "dlq.redrive", selected=chosen_ones, to=to or agent)
     report.print()
 
 
 async def _purge(chosen: Chosen, agent: str, yes: bool, selection: dict[str, Any]) -> None:
+    chosen_ones = _in_words(selection)
     which = _selected(selection)
     report = _Reporter(chosen, agent, "purged")
     if not yes:
@@ -191,9 +199,13 @@ async def _purge(chosen: Chosen, agent: str, yes: bool, selection: dict[str, Any
             raise click.UsageError("purge asks before it throws dead letters away; where nobody can answer, give --yes")
         what = f"{len(which)} dead letters" if isinstance(which, list) else "all dead letters that fit"
         click.confirm(f"Throw {what} of {agent} away, for good?", abort=True, err=True)
-    async with bus_of(await settings_of(chosen)) as bus:
-        with report:
-            report.last = await bus.purge(agent, which, progress=report.progress)
+    settings = await settings_of(chosen)
+    try:
+        async with bus_of(settings) as bus:
+            with report:
+                report.last = await bus.purge(agent, which, progress=report.progress)
+    finally:
+        await report.tell_audit(settings, "dlq.purge", selected=chosen_ones)
     report.print()
 
 
@@ -206,6 +218,13 @@ def _selected(selection: dict[str, Any]) -> list[str] | LetterFilter:
     if bool(ids) + bool(filters) + every != 1:
         raise click.UsageError("which dead letters? Give IDs, or filters such as --type, or --all; one of the three")
     return ids or LetterFilter(**filters)
+
+
+def _in_words(selection: dict[str, Any]) -> dict[str, Any]:
+    """The selection as the audit trail keeps it; of many ids the first."""
+    ids = selection["ids"]
+    given = {name: str(value)[:200] for name, value in selection.items() if value and name != "ids"}
+    return {**given, "ids": list(ids[:20]), "id_count": len(ids)} if ids else given
 
 
 class _Reporter:
@@ -240,6 +259,11 @@ class _Reporter:
             raise click.ClickException(
                 f"{error}; {self._counts(self.last)} before that or more, run it again for the rest"
             ) from error
+
+    async def tell_audit(self, settings: Settings, action: str, **details: Any) -> None:
+        """What was done, be it half of what was asked for."""
+        if self.last is not None and self.last.done:
+            await tell_audit(settings, action, self._agent, {"done": self.last.done, **details})
 
     def print(self) -> None:
         """The outcome; exit code 1 if something was refused."""

@@ -6,6 +6,7 @@ import click
 
 from agenthive.cli.options import Chosen, bus_of, connection_options, run_async, settings_of
 from agenthive.cli.output import print_json, print_table
+from agenthive.cli.stores import tell_audit
 
 
 @click.command()
@@ -34,8 +35,11 @@ async def _list(chosen: Chosen, agent: str) -> None:
 
 
 async def _resume(chosen: Chosen, agent: str, key: str) -> None:
-    async with bus_of(await settings_of(chosen)) as bus:
+    settings = await settings_of(chosen)
+    async with bus_of(settings) as bus:
         resumed = await bus.resume(agent, key)
+    if resumed:
+        await tell_audit(settings, "key.resume", key, {"agent": agent})
     if chosen.json:
         print_json({"agent": agent, "key": key, "resumed": resumed})
     elif resumed:

@@ -9,6 +9,7 @@ import click
 
 from agenthive.cli.options import Chosen, bus_of, connection_options, run_async, settings_of
 from agenthive.cli.output import ago, first_line, print_json, print_table, size
+from agenthive.cli.stores import tell_audit
 
 if TYPE_CHECKING:
     from agenthive.bus import MessageStatus, QueueStats
@@ -152,8 +153,11 @@ async def _watch(chosen: Chosen, agent: str, message_id: str, timeout: float | N
 
 
 async def _cancel(chosen: Chosen, agent: str, message_id: str, reason: str) -> None:
-    async with bus_of(await settings_of(chosen)) as bus:
+    settings = await settings_of(chosen)
+    async with bus_of(settings) as bus:
         result = await bus.cancel(agent, message_id, reason)
+    if result == "cancelled":
+        await tell_audit(settings, "message.cancel", message_id, {"agent": agent, "reason": reason[:500]})
     if chosen.json:
         print_json({"agent": agent, "message_id": message_id, "result": result})
     else:

@@ -1,5 +1,7 @@
-"""The PostgreSQL store of a hive: agent state, metrics, message log, and the migrations of its schema."""
+"""The PostgreSQL store of a hive: agent state, metrics, message log, audit trail, and the migrations of its schema."""
 
+from agenthive.store.audit import AuditTrail
+from agenthive.store.chain import AuditRow
 from agenthive.store.core import Store
 from agenthive.store.errors import (
     InvalidValue,
@@ -16,17 +18,21 @@ from agenthive.store.errors import (
     VersionConflict,
 )
 from agenthive.store.messages import LoggedMessage, MessageLog
-from agenthive.store.metrics import AgentMetrics, Metric, MetricsStore
+from agenthive.store.metrics import AgentMetrics, Bucket, Metric, MetricsStore, MetricType
 from agenthive.store.migrate import Migration, SchemaStatus, schema_status, upgrade
 from agenthive.store.naming import application_name, schema_name
 from agenthive.store.state import StateEntry, StateStore, Versioned
 
 __all__ = [
     "AgentMetrics",
+    "AuditRow",
+    "AuditTrail",
+    "Bucket",
     "InvalidValue",
     "LoggedMessage",
     "MessageLog",
     "Metric",
+    "MetricType",
     "MetricsStore",
     "Migration",
     "MigrationError",

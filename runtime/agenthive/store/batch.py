@@ -97,12 +97,19 @@ class Batcher(Generic[Item, Result]):
             await self._wait_for_room()
         if self._closed:
             raise StoreClosed("the store of this process was closed")
+        return await self._add(item, size)
+
+    def offer(self, item: Item, size: int = 0) -> asyncio.Future[Result] | None:
+        """As ``submit``, for who does not wait: None if there is no room, or the batcher was closed."""
+        return None if self._closed or len(self._queue) >= self._max_queued else self._add(item, size)
+
+    def _add(self, item: Item, size: int) -> asyncio.Future[Result]:
         future: asyncio.Future[Result] = self._loop.create_future()
         self._queue.append(_Entry(item, size, self._loop.time(), future))
         if self._task is None:
             # A context of its own: the batch belongs to no single caller's trace.
             self._task = self._loop.create_task(self._run(), context=contextvars.Context())
-        return await future
+        return future
 
     async def _wait_for_room(self) -> None:
         turn: asyncio.Future[None] = self._loop.create_future()

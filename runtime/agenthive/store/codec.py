@@ -77,6 +77,11 @@ def check_key(key: str, what: str = "key") -> str:
     return key
 
 
+def storable(text: str) -> str:
+    """``text`` without what PostgreSQL's text cannot hold, NUL and lone surrogates: an error of a handler may."""
+    return text if text.isprintable() else text.replace("\0", "\\0").encode(errors="backslashreplace").decode()
+
+
 def check_finite(value: float, what: str = "value") -> float:
     """``value`` as a finite float.
 

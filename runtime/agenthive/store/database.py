@@ -9,7 +9,7 @@ import random
 import ssl
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote, urlencode
 
 import asyncpg
@@ -26,6 +26,7 @@ from agenthive.store.errors import (
     is_connection_loss,
     translate,
 )
+from agenthive.store.loans import Lent, PooledConnection, Spare, probe
 from agenthive.store.tls import FILES, SYSTEM, explain_tls, system_context, unreadable
 from agenthive.urls import split_url
 
@@ -128,30 +129,6 @@ def _number(text: str, name: str) -> float:
     return number
 
 
-if TYPE_CHECKING:
-    _Base = asyncpg.Connection[asyncpg.Record]
-else:
-    _Base = asyncpg.Connection  # generic in its stubs only
-
-
-class _PooledConnection(_Base):
-    """A connection that skips the session reset after a loan to the store's own lanes, which leave nothing behind."""
-
-    _clean = False
-
-    def leaves_clean(self, clean: bool) -> None:
-        """Say whether this loan leaves the session as it found it."""
-        self._clean = clean
-
-    def abandon(self) -> None:
-        """Cut the connection, if it is not cut already."""
-        if not self.is_closed():
-            self.terminate()
-
-    def get_reset_query(self) -> str:
-        return "" if self._clean else super().get_reset_query()
-
-
 def _one_line(record: logging.LogRecord) -> bool:
     """While PostgreSQL is away asyncpg's pool reports each try with sixty lines of traceback: the error is enough."""
     if record.exc_info and record.exc_info[1] is not None:
@@ -167,6 +144,7 @@ async def _prepare(connection: Any) -> None:
     """Give a fresh connection the JSON codecs, for users' own SQL as for ours."""
     for name in ("json", "jsonb"):
         await connection.set_type_codec(name, schema="pg_catalog", encoder=codec.encode, decoder=codec.decode)
+    connection.touch()
 
 
 def backoff(first: float = 0.05, most: float = 1.0) -> Iterator[float]:
@@ -224,8 +202,9 @@ async def _open_pool(address: Address, sizes: PostgresPool, application_name: st
         **address.connect_arguments(application_name),
         min_size=sizes.min_size,
         max_size=sizes.max_size,
-        connection_class=_PooledConnection,
+        connection_class=PooledConnection,
         init=_prepare,
+        setup=probe,
     )
     try:
         await pool
@@ -246,6 +225,7 @@ class Database:
     def __init__(self, address: Address, pool: asyncpg.Pool[asyncpg.Record]) -> None:
         self.address = address
         self.pool = pool
+        self.spare = Spare()
         self.closed = False
 
     @classmethod
@@ -300,18 +280,28 @@ class Database:
         Raises:
             StoreUnavailable, StoreAuthError: no connection, and no sense in waiting longer.
         """
+
+        async def attempt() -> T:
+            async with self.lend() as connection:
+                if own_transaction or self.address.statement_cache_size:
+                    return await work(connection)
+                # Without named statements a query is two exchanges, and outside a transaction PgBouncer may send
+                # the second to another server.
+                async with connection.transaction():
+                    return await work(connection)
+
+        return await self.repeat(attempt, retry=retry, deadline=deadline)
+
+    async def repeat(
+        self, attempt: Callable[[], Awaitable[T]], *, retry: bool = True, deadline: float | None = None
+    ) -> T:
+        """``run`` for what gets its connection itself, by ``lend``."""
         loop = asyncio.get_running_loop()
         give_up = loop.time() + RETRY_SECONDS if deadline is None else deadline
         collisions = 0
         for delay in backoff():
             try:
-                async with self._lend() as connection:
-                    if own_transaction or self.address.statement_cache_size:
-                        return await work(connection)
-                    # Without named statements a query is two exchanges, and outside a transaction PgBouncer may send
-                    # the second to another server.
-                    async with connection.transaction():
-                        return await work(connection)
+                return await attempt()
             except Exception as error:
                 if is_collision(error) and collisions < _COLLISIONS:
                     collisions += 1
@@ -337,16 +327,22 @@ class Database:
                 raise
             raise self.explain(error) from error
 
-    def _lend(self) -> _Loan:
+    def lend(self, *, reset: bool = False) -> Loan:
+        """A connection of the pool for the length of an ``async with``.
+
+        Args:
+            reset: clear the session afterwards, a round trip; otherwise nothing may be left in it.
+        """
         if self.closed:
             raise StoreClosed("the store of this process was closed")
-        return _Loan(self)
+        return Loan(self, reset)
 
     async def aclose(self, timeout: float = _CLOSE_SECONDS) -> None:
         """Close the connections; those still in use after ``timeout`` seconds are cut."""
         self.closed = True
         try:
             async with asyncio.timeout(timeout):
+                await self.spare.aclose()
                 await self.pool.close()
         except TimeoutError:
             self.pool.terminate()
@@ -365,19 +361,30 @@ def _is_loss(error: BaseException) -> bool:
     return isinstance(error, StoreUnavailable) or is_connection_loss(error)
 
 
-class _Loan:
+class Loan:
     """A pooled connection for the length of an ``async with``."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, reset: bool) -> None:
         self._database = database
-        self._connection: Any = None
-        self._leaves_clean: Callable[[bool], None]
-        self._abandon: Callable[[], None]
+        self._reset = reset
+        self._lent: Lent
+
+    def is_clean(self) -> None:
+        """The session was cleared by the last statement."""
+        self._reset = False
+
+    def cut(self) -> None:
+        """Whatever is going on in the connection: end it, and have the pool make another one."""
+        self._lent.abandon()
 
     async def __aenter__(self) -> Connection:
+        self._lent = self._database.spare.take() or await self._borrow()
+        return self._lent.connection
+
+    async def _borrow(self) -> Lent:
         database = self._database
         try:
-            self._connection = await database.pool.acquire(timeout=ACQUIRE_SECONDS)
+            return Lent(database.pool, await database.pool.acquire(timeout=ACQUIRE_SECONDS))
         except TimeoutError as error:
             if database.pool.get_size() >= database.pool.get_max_size():
                 raise StoreUnavailable(
@@ -388,20 +395,12 @@ class _Loan:
             raise _connect_error(error, database.address) from error
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise _connect_error(error, database.address) from error
-        # Methods of the connection itself: its proxy lets go of it when it is lost.
-        self._leaves_clean = self._connection.leaves_clean
-        self._abandon = self._connection.abandon
-        return self._connection
 
     async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
-        # A reset costs a round trip; after an error the session may be in any state, so it is worth one.
-        self._leaves_clean(kind is None)
-        if error is not None and is_broken(error):
-            self._abandon()
-        try:
-            await self._database.pool.release(self._connection)
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            # The pool has thrown the connection away. What the work itself did, or raised, is what counts.
-            logger.debug("a connection was lost when it was returned", exc_info=True)
-        finally:
-            self._leaves_clean(False)
+        if error is None and not self._reset:
+            await self._database.spare.keep(self._lent)
+        elif error is not None and is_broken(error) and not self._lent.is_lost():
+            self._database.spare.cancel(self._lent)
+        else:
+            # After an error the session may be in any state: a reset is worth a round trip.
+            await self._lent.give_back(clean=False)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncpg
 
-#: Connections refused for now: the server starts, stops, or has none left.
-_TRANSIENT_STATES = frozenset({"57P01", "57P02", "57P03", "53300"})
+#: Connections refused for now: the server starts, stops, or has none left; or ended, for its transaction sat idle.
+_TRANSIENT_STATES = frozenset({"57P01", "57P02", "57P03", "53300", "25P03"})
 #: The statement lost to another one and left nothing behind.
 _COLLISION_STATES = frozenset({"40001", "40P01"})
+#: The server ended a statement that took too long, or waited too long for a lock, by a limit of its own.
+_OVERTIME_STATES = frozenset({"57014", "55P03"})
 _AUTH_STATES = frozenset({"28000", "28P01"})
 #: Error classes that one row of many can cause: bad data, broken constraint, refused by a policy, too large, trigger.
 _ROW_CLASSES = ("22", "23", "54", "P0")
@@ -143,13 +145,6 @@ def translate(error: BaseException, where: str) -> StoreError:
         return StoreAuthError(
             f"PostgreSQL at {where} refused the login: {error}. Check user and password of AGENTHIVE_POSTGRES_URL"
         )
-    if state == "57014":
-        return StoreUnavailable(
-            f"PostgreSQL at {where} broke off the statement: {error}. Its statement_timeout is shorter than what this "
-            "takes, or somebody cancelled it"
-        )
-    if is_lock_timeout(error):
-        return StoreUnavailable(f"PostgreSQL at {where}: {error}. Somebody holds it for long: see pg_locks")
     if state == "3D000":
         return StoreUnavailable(f"PostgreSQL at {where}: {error}. Create the database or correct the URL")
     if state == "53300":
@@ -157,6 +152,16 @@ def translate(error: BaseException, where: str) -> StoreError:
             f"PostgreSQL at {where} has no connection left: {error}. "
             "Lower spec.postgres.pool.maxSize or the number of pods, or raise max_connections (of the server, or the "
             "CONNECTION LIMIT of the role)"
+        )
+    if state == "53100":
+        return StoreUnavailable(
+            f"PostgreSQL at {where} has no room on its disk: {error}. Nothing of this was written: free space there, "
+            "or enlarge the volume (spec.postgres.managed.storage.size)"
+        )
+    if state in _OVERTIME_STATES:
+        return StoreUnavailable(
+            f"PostgreSQL at {where} gave up: {error}. Nothing of this was done: another session holds a lock on it, or "
+            "the server's statement_timeout or lock_timeout is too short"
         )
     if state in {"42P01", "3F000"}:
         return SchemaMissing(f"PostgreSQL at {where}: {error}. Run `agenthive db upgrade`")

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from agenthive.cache_entries import Change, state_name
 from agenthive.store.errors import StoreError, VersionConflict
 
 #: Owner and key of a document.
@@ -119,3 +120,21 @@ def _apply(write: Write, slot: _Slot, birth: int) -> int | StoreError:
     slot.version = slot.version + 1 if slot.version else birth
     slot.touched, slot.alive, slot.data, slot.ttl = True, True, write.data, write.ttl
     return slot.version
+
+
+def changes_of(folded: Folded, current: Mapping[Key, Current]) -> list[Change]:
+    """What ``folded``, once it is committed, means for the cache.
+
+    Args:
+        current: as ``fold`` was given it.
+    """
+    rows = [
+        change(row.key, row.version, row.data, row.ttl, before=current[row.key].version if row.key in current else 0)
+        for row in (*folded.inserts, *folded.updates)
+    ]
+    return rows + [Change(state_name(*key)) for key in folded.deletes]
+
+
+def change(key: Key, version: int, data: str, ttl: float | None, *, before: int) -> Change:
+    """What the commit of a document means for the cache, which is never told one that expires by itself."""
+    return Change(state_name(*key), before, version, data if ttl is None else None)

@@ -15,7 +15,8 @@ from agenthive.store import codec
 from agenthive.store.database import Database, backoff
 from agenthive.store.errors import InvalidValue, StoreUnavailable, is_row_error
 from agenthive.store.partitions import with_partitions
-from agenthive.store.statements import MessagesSql, filtered
+from agenthive.store.statements import MessagesSql
+from agenthive.store.windows import newest
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class MessageLog:
             from_agent: its sender.
             to_agent: its recipient.
             message_type: its type.
-            status: ``delivered``, ``failed``, ``expired`` …
+            status: ``sent``, ``retried``, ``delivered``, ``failed`` or ``expired``.
             attempts: how often it was tried.
             created_at: the message's timestamp, with time zone.
             error: why it failed; kept up to 8192 characters.
@@ -130,14 +131,14 @@ class MessageLog:
             return False
         row = _Row(
             id=codec.new_id(),
-            agent=_text(agent or self._agent),
-            message_id=_text(message_id),
-            from_agent=_text(from_agent),
-            to_agent=_text(to_agent),
-            message_type=_text(message_type),
+            agent=codec.storable(agent or self._agent),
+            message_id=codec.storable(message_id),
+            from_agent=codec.storable(from_agent),
+            to_agent=codec.storable(to_agent),
+            message_type=codec.storable(message_type),
             status=status,
             attempts=attempts,
-            error=None if error is None else _text(error[:MAX_ERROR_CHARACTERS]),
+            error=None if error is None else codec.storable(error[:MAX_ERROR_CHARACTERS]),
             created_at=codec.check_timestamp(created_at, "created_at"),
             logged_at=codec.utc_now(),
             body=None if body is None else codec.encode(dict(body), what="body"),
@@ -172,14 +173,17 @@ class MessageLog:
             InvalidValue: an argument makes no sense.
             StoreUnavailable: PostgreSQL did not come back within 30 s.
         """
-        if limit < 1:
-            raise InvalidValue(f"limit must be at least 1, not {limit}")
-        if since is not None:
-            codec.check_timestamp(since, "since")
-        conditions = {"agent =": agent, "message_id =": message_id, "status =": status, "logged_at >=": since}
-        statement, arguments = filtered(self._sql.select, self._sql.newest_first, conditions, limit)
-        with self._database.translating():
-            rows = await self._database.run(lambda connection: connection.fetch(statement, *arguments))
+        rows = await newest(
+            self._database,
+            self._sql.select,
+            self._sql.newest_first,
+            "logged_at",
+            {"agent =": agent, "message_id =": message_id, "status =": status},
+            since=since,
+            until=None,
+            limit=limit,
+            walk=message_id is None,  # of one message there are a few rows: one look finds them, or that there are none
+        )
         return [LoggedMessage(**dict(row)) for row in rows]
 
     async def flush(self) -> None:
@@ -242,11 +246,6 @@ class MessageLog:
         before, self._dropped = self._dropped, self._dropped + rows
         if before.bit_length() != self._dropped.bit_length():
             logger.warning("message log: %d rows lost so far: %s", self._dropped, why)
-
-
-def _text(value: str) -> str:
-    # PostgreSQL's text holds neither NUL nor lone surrogates; an error text of a handler may.
-    return value if value.isprintable() else value.replace("\0", "\\0").encode(errors="backslashreplace").decode()
 
 
 def checked_policy(policy: str) -> Policy:

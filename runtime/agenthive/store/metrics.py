@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -15,10 +15,13 @@ from agenthive.store.batch import Batcher
 from agenthive.store.database import RETRY_SECONDS, Database
 from agenthive.store.errors import InvalidValue, StoreError
 from agenthive.store.partitions import METRICS, is_missing_partition, maintain_partitions, with_partitions
-from agenthive.store.statements import MetricsSql, filtered
+from agenthive.store.statements import MetricsSql
+from agenthive.store.windows import check_window, newest, windows, within
 
 MAX_METADATA_BYTES = 65_536
 DEFAULT_QUERY_LIMIT = 1000
+#: Most steps of one series.
+MAX_BUCKETS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,38 @@ class Metric:
     timestamp: datetime
     metadata: dict[str, Any]
     id: uuid.UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """The figures of one step of a series.
+
+    Attributes:
+        start: when the step begins.
+        count: how many figures it has, at least 1.
+        minimum, average, maximum, total: of them.
+        last: the latest of them.
+        percentile: the one that was asked for, interpolated; None if none was.
+    """
+
+    start: datetime
+    count: int
+    minimum: float
+    average: float
+    maximum: float
+    total: float
+    last: float
+    percentile: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class MetricType:
+    """A type of figure that an agent records: how many there are in the time looked at, and when the latest was."""
+
+    agent_name: str
+    metric_type: str
+    count: int
+    latest: datetime
 
 
 class _Record(NamedTuple):
@@ -106,26 +141,98 @@ class MetricsStore:
             agent: only of this agent.
             metric_type: only of this type.
             since: not before this time.
-            until: before this time.
+            until: before this time; None: the end of tomorrow (UTC), beyond which only figures of the future are.
             limit: most rows, at least 1.
 
         Raises:
             InvalidValue: an argument makes no sense.
             StoreUnavailable: as ``record``.
         """
-        if limit < 1:
-            raise InvalidValue(f"limit must be at least 1, not {limit}")
-        for name, moment in (("since", since), ("until", until)):
-            if moment is not None:
-                codec.check_timestamp(moment, name)
-        conditions = {"agent_name =": agent, "metric_type =": metric_type, "timestamp >=": since, "timestamp <": until}
-        statement, arguments = filtered(self._sql.select, self._sql.newest_first, conditions, limit)
-        with self._database.translating():
-            rows = await self._database.run(lambda connection: connection.fetch(statement, *arguments))
+        rows = await newest(
+            self._database,
+            self._sql.select,
+            self._sql.newest_first,
+            "timestamp",
+            {"agent_name =": agent, "metric_type =": metric_type},
+            since=since,
+            until=until,
+            limit=limit,
+        )
         return [Metric(**dict(row)) for row in rows]
 
+    async def series(
+        self,
+        metric_type: str,
+        *,
+        agent: str | None = None,
+        since: datetime,
+        until: datetime | None = None,
+        step: timedelta,
+        percentile: float | None = None,
+    ) -> list[Bucket]:
+        """Figures over time, put together by PostgreSQL; oldest first, steps without any left out.
+
+        Args:
+            metric_type: of which type.
+            agent: only of this agent; None: of all agents together.
+            since: not before this time.
+            until: before this time; now by default.
+            step: length of a step, at least 1 ms; steps begin at multiples of it, the first may begin before ``since``.
+            percentile: one more figure of each step, from 0 to 1: 0.5 is the median.
+
+        Raises:
+            InvalidValue: an argument makes no sense, there are more than 10,000 steps, or a sum is beyond the range of
+                a double.
+            StoreUnavailable: as ``record``.
+        """
+        until = codec.utc_now() if until is None else until
+        check_window(since, until, 1)
+        if step < timedelta(milliseconds=1):
+            raise InvalidValue(f"step must be at least 1 ms, not {step}")
+        if (until - since) / step > MAX_BUCKETS:
+            raise InvalidValue(f"{until - since} in steps of {step} is more than {MAX_BUCKETS} steps: make them longer")
+        if percentile is not None and not 0 <= percentile <= 1:
+            raise InvalidValue(f"percentile must be from 0 to 1, not {percentile}")
+        if until <= since:
+            return []
+        statement = self._sql.series(_days(since, until), agent=agent is not None)
+        arguments = [since, until, metric_type, step, percentile] + ([] if agent is None else [agent])
+        return [Bucket(**row) for row in await self._fetch(statement, arguments)]
+
+    async def types(
+        self,
+        *,
+        agent: str | None = None,
+        since: datetime,
+        until: datetime | None = None,
+        limit: int = DEFAULT_QUERY_LIMIT,
+    ) -> list[MetricType]:
+        """Which types of figures were recorded, by agent.
+
+        Args:
+            agent: only by this agent.
+            since: not before this time.
+            until: before this time; now by default.
+            limit: most rows, at least 1.
+
+        Raises:
+            InvalidValue: an argument makes no sense.
+            StoreUnavailable: as ``record``.
+        """
+        until = codec.utc_now() if until is None else until
+        check_window(since, until, limit)
+        if until <= since:
+            return []
+        statement = self._sql.types(_days(since, until), agent=agent is not None)
+        arguments = [since, until, limit] + ([] if agent is None else [agent])
+        return [MetricType(**row) for row in await self._fetch(statement, arguments)]
+
+    async def _fetch(self, statement: str, arguments: Sequence[Any]) -> list[Any]:
+        with self._database.translating():
+            return await self._database.run(lambda connection: connection.fetch(statement, *arguments))
+
     async def maintain(self, *, today: date | None = None) -> list[str]:
-        """Make the partitions that are missing up to 14 days ahead, of metrics and message log.
+        """Make the partitions that are missing up to 14 days ahead, of metrics, message log and audit trail.
 
         To be called at least once in 14 days by a role that owns the tables. A write that finds no partition for
         today tries it too.
@@ -170,6 +277,12 @@ class MetricsStore:
         return [None] * len(records)
 
 
+def _days(since: datetime, until: datetime) -> str:
+    """The days of a series as constants."""
+    ranges = list(windows(until.date(), since, until))
+    return within("timestamp", ranges[-1][0], ranges[0][1])
+
+
 class AgentMetrics:
     """The metrics of one agent."""
 
@@ -200,4 +313,18 @@ class AgentMetrics:
         """This agent's latest figures, newest first; arguments and errors as in ``MetricsStore.query``."""
         return await self._store.query(
             agent=self._agent, metric_type=metric_type, since=since, until=until, limit=limit
+        )
+
+    async def series(
+        self,
+        metric_type: str,
+        *,
+        since: datetime,
+        until: datetime | None = None,
+        step: timedelta,
+        percentile: float | None = None,
+    ) -> list[Bucket]:
+        """This agent's figures over time; arguments and errors as in ``MetricsStore.series``."""
+        return await self._store.series(
+            metric_type, agent=self._agent, since=since, until=until, step=step, percentile=percentile
         )

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
+import logging
 import re
+import secrets
+import socket
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import resources
 from typing import Any
 
 import asyncpg
 
+from agenthive.store.chain import TOOL, Event, follow, person, start
 from agenthive.store.database import Address, connect_once
 from agenthive.store.errors import (
     MigrationError,
@@ -31,6 +37,9 @@ from agenthive.store.locks import change_tables
 from agenthive.store.naming import lock_key, quote
 from agenthive.store.partitions import maintain_partitions
 from agenthive.store.roles import become_owner, role_names, secure_tables
+from agenthive.store.statements import AuditSql
+
+logger = logging.getLogger(__name__)
 
 _FILE = re.compile(r"^(\d{4})_([a-z0-9_]+)\.sql$")
 _APPLICATION = "agenthive db upgrade"
@@ -212,11 +221,27 @@ async def upgrade(url: str, schema: str) -> list[Migration]:
                 done.append(migration)
             await secure_tables(connection, schema)
             await maintain_partitions(connection, schema)
+            if done:
+                await _tell_audit(connection, schema, done)
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise translate(error, address.where) from error
     finally:
         await connection.close(timeout=5)
     return done
+
+
+async def _tell_audit(connection: Any, schema: str, done: list[Migration]) -> None:
+    """Into the audit trail, as a chain of its own. The schema is upgraded whatever becomes of it."""
+    details = json.dumps({"applied": [f"{one.version:04}_{one.name}" for one in done]})
+    event = Event(datetime.now(UTC), "schema.upgrade", schema, details)
+    chain = f"{TOOL}/upgrade/{socket.gethostname()}/{secrets.token_hex(6)}"
+    columns = [[value] for value in follow(chain, TOOL, person(), start(chain), [event])[0]]
+    try:
+        async with connection.transaction():
+            await become_owner(connection, schema)
+            await connection.execute(AuditSql(schema).insert, *columns)
+    except asyncpg.PostgresError as error:
+        logger.warning("the upgrade of schema %s is not in its audit trail: %s", schema, error)
 
 
 async def _apply_next(connection: Any, schema: str) -> Migration | None:

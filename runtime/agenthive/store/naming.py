@@ -55,6 +55,13 @@ def quote(identifier: str) -> str:
     return '"' + identifier.replace('"', '""') + '"'
 
 
+def literal(text: str) -> str:
+    """``text`` as an expression of SQL that holds nothing but hexadecimal digits of it, whatever it and the server's
+    settings are: for statements that go together with others and so can have no parameters.
+    """
+    return f"convert_from(decode('{text.encode().hex()}', 'hex'), 'UTF8')"
+
+
 def lock_key(*parts: str) -> int:
     """A key for ``pg_advisory_xact_lock``: the same for the same parts, in every process, signed 64 bits."""
     digest = hashlib.blake2b("\0".join(("agenthive", *parts)).encode(), digest_size=8).digest()

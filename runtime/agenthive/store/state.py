@@ -7,14 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from agenthive.cache_entries import Change, Loaded, state_name
 from agenthive.store import codec
 from agenthive.store.batch import Batcher
 from agenthive.store.database import RETRY_SECONDS, Connection, Database, is_broken
-from agenthive.store.errors import InvalidValue, StoreError, StoreUnavailable, VersionConflict
-from agenthive.store.fold import Current, Folded, Key, Row, Write, fold, is_plain
+from agenthive.store.errors import InvalidValue, StoreError, StoreUnavailable, VersionConflict, is_row_error
+from agenthive.store.fold import Current, Folded, Key, Row, Write, change, changes_of, fold, is_plain
+from agenthive.store.naming import lock_key
 from agenthive.store.statements import StateSql
+
+if TYPE_CHECKING:
+    from agenthive.cache import Cache
 
 #: The owner of what all agents of a hive share; no agent's name is empty.
 SHARED = ""
@@ -42,35 +47,42 @@ class Versioned(NamedTuple):
 class StateStore:
     """The documents of one owner: an agent, or the hive as a whole (``shared``).
 
-    A version is a number that grows with every write to its key and is never used by that key again, not even after
+    A version is a number that changes with every write to its key and is never used by that key again, not even after
     it was deleted. Replicas of an agent share its documents.
     """
 
-    def __init__(self, lanes: StateLanes, owner: str) -> None:
+    def __init__(self, lanes: StateLanes, owner: str, *, cached: bool = False) -> None:
+        """``cached``: ``get`` goes through the cache, if the process has one."""
         self._lanes = lanes
         self._owner = owner
+        self._cached = cached
 
     @property
     def shared(self) -> StateStore:
         """The documents that all agents of the hive share."""
-        return StateStore(self._lanes, SHARED)
+        return StateStore(self._lanes, SHARED, cached=True)
 
     def for_agent(self, agent: str) -> StateStore:
-        """The documents of ``agent``."""
+        """The documents of ``agent``, always from PostgreSQL."""
         return StateStore(self._lanes, codec.check_key(agent, "agent"))
 
     async def get(self, key: str, default: Any = None) -> Any:
         """The document of ``key``, or ``default`` if there is none or it has expired.
 
+        It may come from the cache, which knows of every write that returned, see docs/state.md.
+
         Raises:
             InvalidValue: the key cannot be one.
             StoreUnavailable: PostgreSQL did not come back within 30 s.
         """
-        found = await self._lanes.read((self._owner, codec.check_key(key)))
-        return default if found is None else codec.decode(found[0])
+        read = self._lanes.read_through if self._cached else self._lanes.read_text
+        text = await read((self._owner, codec.check_key(key)))
+        return default if text is None else codec.decode(text)
 
     async def get_versioned(self, key: str, default: Any = None) -> Versioned:
         """The document of ``key`` and its version, or ``(default, 0)``: what ``set(expect_version=…)`` takes.
+
+        Always from PostgreSQL.
 
         Raises:
             As ``get``.
@@ -98,7 +110,7 @@ class StateStore:
             StoreUnavailable: PostgreSQL did not come back within 30 s. The write may have happened nevertheless.
         """
         data = codec.encode(value, what=f"state key {key!r}")
-        write = Write((self._owner, codec.check_key(key)), data, _seconds(ttl), _expected(expect_version))
+        write = Write((self._owner, codec.check_key(key)), data, seconds_of(ttl), expected_of(expect_version))
         return await self._lanes.write(write, len(data))
 
     async def delete(self, key: str, *, expect_version: int | None = None) -> bool:
@@ -115,7 +127,7 @@ class StateStore:
         Raises:
             VersionConflict, InvalidValue, StoreUnavailable: as ``set``.
         """
-        write = Write((self._owner, codec.check_key(key)), None, None, _expected(expect_version))
+        write = Write((self._owner, codec.check_key(key)), None, None, expected_of(expect_version))
         return bool(await self._lanes.write(write, 0))
 
     async def list(
@@ -140,7 +152,8 @@ class StateStore:
         return await self._lanes.page(self._owner, prefix, after, limit)
 
 
-def _seconds(ttl: float | timedelta | None) -> float | None:
+def seconds_of(ttl: float | timedelta | None) -> float | None:
+    """A ``ttl`` in seconds. Raises InvalidValue for one that makes no sense."""
     if ttl is None:
         return None
     seconds = codec.check_finite(ttl.total_seconds() if isinstance(ttl, timedelta) else ttl, "ttl")
@@ -150,7 +163,8 @@ def _seconds(ttl: float | timedelta | None) -> float | None:
     return seconds
 
 
-def _expected(version: int | None) -> int | None:
+def expected_of(version: int | None) -> int | None:
+    """``version`` itself. Raises InvalidValue for one that cannot be expected."""
     if version is not None and (not isinstance(version, int) or version < 0):
         raise InvalidValue(f"expect_version must be a version that set() or get_versioned() returned, not {version!r}")
     return version
@@ -174,11 +188,16 @@ Found = tuple[str, int]
 class StateLanes:
     """The SQL of agent state, and the batches of one process; one per store, shared by its ``StateStore`` views."""
 
-    def __init__(self, database: Database, schema: str) -> None:
+    def __init__(self, database: Database, schema: str, cache: Cache | None = None) -> None:
         self._database = database
+        self._schema = schema
+        self._cache = cache
         self._sql = StateSql(schema)
         self._reads: Batcher[Key, Found | None] = Batcher(
             "state reads", self._flush_reads, explain=database.explain, patience=RETRY_SECONDS
+        )
+        self._loads: Batcher[Key, Loaded] = Batcher(
+            "state loads", self._flush_loads, explain=database.explain, patience=RETRY_SECONDS
         )
         self._writes: Batcher[Write, int] = Batcher(
             "state writes", self._flush_writes, explain=database.explain, patience=RETRY_SECONDS
@@ -188,9 +207,61 @@ class StateLanes:
         """Text and version of ``key``, in the next query."""
         return await self._reads.submit(key)
 
+    async def read_text(self, key: Key) -> str | None:
+        """Text of ``key``, in the next query."""
+        found = await self._reads.submit(key)
+        return None if found is None else found[0]
+
+    async def read_through(self, key: Key) -> str | bytes | None:
+        """Text of ``key`` from the cache, which asks PostgreSQL for what it has not."""
+        if self._cache is None:
+            return await self.read_text(key)
+        return await self._cache.read("state", state_name(*key), lambda: self._loads.submit(key))
+
+    async def changed(self, changes: Sequence[Change]) -> None:
+        """Tell the cache what was committed to ``agent_state`` by others than these lanes.
+
+        To be awaited after the commit and before anybody learns of it; also where it is not known whether the
+        transaction was committed, then with ``Change(state_name(owner, key))`` for each key. Never raises.
+
+        Args:
+            changes: see ``fold.change``; a ``Change`` of nothing but a name for what was deleted.
+        """
+        if self._cache is not None:
+            await self._cache.changed(changes)
+
     async def write(self, write: Write, size: int) -> int:
         """Do ``write`` with the next commit: the new version, or 1 or 0 for a deletion."""
         return await self._writes.submit(write, size)
+
+    async def read_within(self, connection: Connection, key: Key) -> Found | None:
+        """Text and version of ``key`` in the caller's transaction, at whose end other transactions may read it, too."""
+        row = await connection.fetchrow(self._sql.read_locked, *key)
+        if row is None:
+            # There is no row to lock. Another transaction may have had this lock, and made the row: a new statement
+            # sees it.
+            await connection.execute("SELECT pg_advisory_xact_lock($1)", lock_key("state", self._schema, *key))
+            row = await connection.fetchrow(self._sql.read_locked, *key)
+        return (row["value"], row["version"]) if row is not None and row["alive"] else None
+
+    async def write_within(self, connection: Connection, write: Write) -> int:
+        """Do ``write`` in the caller's transaction: the new version, or 1 or 0 for a deletion.
+
+        Raises:
+            VersionConflict: the key is at another version than the write expects.
+        """
+        if is_plain([write]):
+            return (await self._upsert(connection, [write]))[0]
+        folded = fold([write], *await self._lock(connection, [write.key]))
+        (result,) = folded.results
+        if isinstance(result, StoreError):
+            raise result
+        if not await self._apply(connection, folded):
+            # Somebody else's insertion was committed after we had looked, so that now there is a row to lock.
+            current, _ = await self._lock(connection, [write.key])
+            found = current.get(write.key)
+            raise VersionConflict(write.key[1], 0, found.version if found is not None and found.alive else 0)
+        return result
 
     async def page(self, owner: str, prefix: str, after: str | None, limit: int) -> list[StateEntry]:
         """See ``StateStore.list``."""
@@ -210,27 +281,55 @@ class StateLanes:
         """Flush what waits."""
         await self._writes.aclose(timeout)
         await self._reads.aclose(timeout)
+        await self._loads.aclose(timeout)
 
     async def _flush_reads(self, keys: Sequence[Key], deadline: float) -> list[Found | None]:
+        rows = await self._fetch(self._sql.read, keys, deadline)
+        return [rows.get(key) for key in keys]
+
+    async def _flush_loads(self, keys: Sequence[Key], deadline: float) -> list[Loaded]:
+        rows = await self._fetch(self._sql.load, keys, deadline)
+        return [Loaded(*rows[key]) if key in rows else Loaded(None) for key in keys]
+
+    async def _fetch(self, statement: str, keys: Sequence[Key], deadline: float) -> dict[Key, Any]:
         owners: dict[str, set[str]] = {}
         for owner, key in keys:
             owners.setdefault(owner, set()).add(key)
 
-        async def query(connection: Connection) -> dict[Key, Found]:
+        async def query(connection: Connection) -> dict[Key, Any]:
             # A query per owner, nearly always one: the index is (agent, key), and = ANY walks it key by key.
-            found: dict[Key, Found] = {}
+            found: dict[Key, Any] = {}
             for owner, names in owners.items():
-                for key, value, version in await connection.fetch(self._sql.read, owner, list(names)):
-                    found[owner, key] = (value, version)
+                for key, *rest in await connection.fetch(statement, owner, list(names)):
+                    found[owner, key] = rest
             return found
 
-        found = await self._database.run(query, deadline=deadline)
-        return [found.get(key) for key in keys]
+        return await self._database.run(query, deadline=deadline)
 
     async def _flush_writes(self, writes: Sequence[Write], deadline: float) -> Sequence[int | StoreError]:
-        if is_plain(writes):
-            return await self._database.run(lambda connection: self._upsert(connection, writes), deadline=deadline)
-        return await self._write_folded(writes, deadline)
+        try:
+            results, changes = await (
+                self._write_plain(writes, deadline) if is_plain(writes) else self._write_folded(writes, deadline)
+            )
+        except BaseException as error:
+            # Nobody knows whether it was committed, unless PostgreSQL has refused it.
+            if self._cache is not None and not is_row_error(error):
+                await self._cache.forget([state_name(*write.key) for write in writes])
+            raise
+        # Nobody learns of the commit before the cache has. (To let the next batch fly meanwhile gains nothing: where
+        # all writers wait, it splits them into two batches of half the size.)
+        await self.changed(changes)
+        return results
+
+    async def _write_plain(self, writes: Sequence[Write], deadline: float) -> tuple[list[int], list[Change]]:
+        versions = await self._database.run(lambda connection: self._upsert(connection, writes), deadline=deadline)
+        if self._cache is None:
+            return versions, []
+        # A try that was committed and not answered leaves a version between: then the cache just forgets.
+        return versions, [
+            change(write.key, version, write.data or "", write.ttl, before=version - 1)
+            for write, version in zip(writes, versions, strict=True)
+        ]
 
     async def _upsert(self, connection: Connection, writes: Sequence[Write]) -> list[int]:
         """Sets of distinct keys with no condition: one statement, which is its own transaction."""
@@ -245,17 +344,20 @@ class StateLanes:
         versions = {(agent, key): version for agent, key, version in rows}
         return [versions[write.key] for write in writes]
 
-    async def _write_folded(self, writes: Sequence[Write], deadline: float) -> Sequence[int | StoreError]:
+    async def _write_folded(
+        self, writes: Sequence[Write], deadline: float
+    ) -> tuple[list[int | StoreError], list[Change]]:
         """Anything else: lock the rows, decide in Python, write what it comes to."""
         keys = sorted({write.key for write in writes})
         outcome_unknown = False
 
-        async def transact(connection: Connection) -> list[int | StoreError] | None:
+        async def transact(connection: Connection) -> tuple[list[int | StoreError], list[Change]] | None:
             nonlocal outcome_unknown
             transaction = connection.transaction()
             await transaction.start()
             try:
-                folded = fold(writes, *await self._lock(connection, keys))
+                current, birth = await self._lock(connection, keys)
+                folded = fold(writes, current, birth)
                 complete = await self._apply(connection, folded)
             except BaseException as error:
                 if not is_broken(error):
@@ -267,15 +369,17 @@ class StateLanes:
             was_unknown, outcome_unknown = outcome_unknown, True
             await transaction.commit()
             outcome_unknown = was_unknown
-            return folded.results
+            return folded.results, changes_of(folded, current) if self._cache is not None else []
 
-        results = None
-        while results is None:  # each round that fails is one in which another process made one of our keys
-            results = await self._database.run(transact, deadline=deadline, own_transaction=True)
+        done = None
+        while done is None:  # each round that fails is one in which another process made one of our keys
+            done = await self._database.run(transact, deadline=deadline, own_transaction=True)
+        results, changes = done
         if outcome_unknown:
             # A try whose commit was not answered may have counted: a conflict may be with ourselves.
-            return [_doubt(result) if isinstance(result, VersionConflict) else result for result in results]
-        return results
+            changes = [Change(state_name(*key)) for key in keys]
+            results = [_doubt(result) if isinstance(result, VersionConflict) else result for result in results]
+        return results, changes
 
     async def _lock(self, connection: Connection, keys: Sequence[Key]) -> tuple[dict[Key, Current], int]:
         """Lock the rows of ``keys``, in order; what they are, and the version a new row would start with."""

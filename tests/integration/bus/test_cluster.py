@@ -25,6 +25,12 @@ from tests.integration.bus.test_failures import (  # noqa: F401
     test_a_failed_message_is_tried_again_and_then_given_up,
     test_a_retry_waits_for_its_time,
 )
+from tests.integration.bus.test_in_order import (  # noqa: F401
+    test_behind_a_refused_one_no_other_is_sent,
+    test_order_among_many,
+    test_topics_keep_the_order,
+    test_what_was_sent_before_is_not_accepted_again,
+)
 from tests.integration.bus.test_leases import (  # noqa: F401
     child,
     test_a_frozen_process_loses_its_lease_and_what_it_says_is_refused,

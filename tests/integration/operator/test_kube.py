@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -49,3 +50,13 @@ async def test_a_watch_cut_in_the_middle_of_a_line_is_an_error_of_the_api(kube: 
 async def test_an_answer_that_is_no_json_is_an_error_of_the_api(kube: Kube) -> None:
     with pytest.raises(ApiError, match="GET /api/v1/namespaces/default/secrets/x"):
         await kube.get(SECRET, "default", "x")
+
+
+async def test_a_list_of_no_metadata_is_empty(
+    api_server: Any, kube_namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(api_server.kubeconfig))
+    async with await Kube.connect() as client:
+        items, version = await client.list(SECRET, kube_namespace, metadata_only=True)
+    assert items == []
+    assert int(version) > 0

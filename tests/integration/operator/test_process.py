@@ -73,6 +73,18 @@ async def test_it_runs_answers_its_probe_and_ends_when_told(
     assert "Traceback" not in log.read_text()
 
 
+async def test_its_account_needs_no_name(
+    cluster: Cluster, options: Options, redis_url: str, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nameless() -> str:
+        raise OSError("No username set in the environment")
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    async with running_operator(options):
+        await cluster.external_hive("demo", redis_url, postgres_url)
+        await cluster.condition("AgentHive", "demo", "Ready", "True")
+
+
 async def test_the_environment_says_what_flags_say(
     cluster: Cluster, tmp_path: Path, redis_url: str, postgres_url: str
 ) -> None:

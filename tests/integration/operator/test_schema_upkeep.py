@@ -10,7 +10,7 @@ import pytest
 
 from agenthive.settings import HiveScope
 from agenthive.store import Store, schema_name
-from agenthive_operator.backends.postgres import HiveSchema
+from agenthive_operator.backends.postgres import Access, HiveSchema
 from agenthive_operator.backends.upkeep import DAY_SECONDS, FIRST_SECONDS
 
 SCOPE = HiveScope(instance="i1", namespace="team", hive="kept")
@@ -29,7 +29,7 @@ class Clock:
 async def test_partitions_and_expired_documents_are_cared_for_daily(postgres_url: str) -> None:
     clock = Clock()
     schema = HiveSchema(clock=clock)
-    assert (await schema.check(postgres_url, SCOPE)).schema.applied
+    assert (await schema.check(Access(postgres_url), SCOPE)).schema.applied
     last_day = (datetime.now(UTC) + timedelta(days=14)).strftime("agent_metrics_p%Y%m%d")
     connection = await asyncpg.connect(postgres_url)
     try:
@@ -46,10 +46,10 @@ async def test_partitions_and_expired_documents_are_cared_for_daily(postgres_url
 
         for seconds in (FIRST_SECONDS, DAY_SECONDS):
             await damage()
-            await schema.check(postgres_url, SCOPE)
+            await schema.check(Access(postgres_url), SCOPE)
             assert await healed() == (False, False), "not due yet"
             clock.now += seconds
-            assert (await schema.check(postgres_url, SCOPE)).schema.ok
+            assert (await schema.check(Access(postgres_url), SCOPE)).schema.ok
             assert await healed() == (True, True)
     finally:
         await connection.close()
@@ -60,7 +60,7 @@ async def test_housekeeping_that_fails_is_logged_and_does_not_make_the_schema_un
 ) -> None:
     clock = Clock()
     schema = HiveSchema(clock=clock)
-    await schema.check(postgres_url, SCOPE)
+    await schema.check(Access(postgres_url), SCOPE)
     connection = await asyncpg.connect(postgres_url)
     try:
         await connection.execute(f"DROP TABLE {SCHEMA}.agent_state")
@@ -68,6 +68,6 @@ async def test_housekeeping_that_fails_is_logged_and_does_not_make_the_schema_un
         await connection.close()
     clock.now += FIRST_SECONDS
     with caplog.at_level(logging.WARNING):
-        assert (await schema.check(postgres_url, SCOPE)).schema.ok
+        assert (await schema.check(Access(postgres_url), SCOPE)).schema.ok
     assert f"housekeeping of {SCHEMA}" in caplog.text
     assert "agent_state" in caplog.text

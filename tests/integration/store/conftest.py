@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -45,6 +46,16 @@ async def connect(hive_url: str, scope: HiveScope) -> AsyncIterator[Connect]:
 async def store(connect: Connect) -> Store:
     """One store of agent ``librarian``."""
     return await connect()
+
+
+async def eventually(good: Callable[[], bool], what: str) -> None:
+    """Until ``good`` is true of this process."""
+    deadline = asyncio.get_running_loop().time() + 20
+    while True:
+        if good():
+            return
+        assert asyncio.get_running_loop().time() < deadline, f"no {what} within 20 s"
+        await asyncio.sleep(0.005)
 
 
 def as_role(url: str, user: str, password: str) -> str:

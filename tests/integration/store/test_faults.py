@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import signal
 import time
@@ -13,11 +12,10 @@ from typing import Any
 
 import asyncpg
 import pytest
+from tests.integration.store.load import PATIENCE, Writers, impatient, until
 
 from agenthive.settings import HiveScope, PostgresPool
-from agenthive.store import Store, StoreError, StoreUnavailable, VersionConflict, schema_name, upgrade
-
-PATIENCE = 30.0
+from agenthive.store import Store, StoreUnavailable, VersionConflict, schema_name, upgrade
 
 
 @pytest.fixture
@@ -28,83 +26,39 @@ async def store(own_postgres: Any, scope: HiveScope) -> AsyncIterator[Store]:
         yield store
 
 
-async def until(reached: Any, what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not reached():
-        assert time.monotonic() < deadline, f"not within {PATIENCE:.0f} s: {what}"
-        await asyncio.sleep(0.005)
-
-
-class Writers:
-    """Coroutines that write without pause, and remember what returned and what raised."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.returned: dict[str, int] = {}
-        self.raised: dict[str, StoreError] = {}
-        self.metrics: set[int] = set()
-        self.chains: dict[str, int] = {}
-        self.halt = False
-
-    async def sets(self, who: int) -> None:
-        for n in itertools.count():
-            if self.halt:
-                return
-            key = f"set/{who}/{n}"
-            try:
-                self.returned[key] = await self.store.state.set(key, n)
-            except StoreError as error:
-                self.raised[key] = error
-
-    async def records(self, who: int) -> None:
-        for n in itertools.count(who * 1_000_000):
-            if self.halt:
-                return
-            await self.store.metrics.record("librarian", "m", n)
-            self.metrics.add(n)
-
-    async def counts(self, who: int) -> None:
-        """Increments by compare-and-set: a value can only have come from the one before it."""
-        key, value, version = f"count/{who}", 0, 0
-        while not self.halt:
-            try:
-                version = await self.store.state.set(key, value + 1, expect_version=version)
-                value += 1
-            except StoreUnavailable:  # committed or not: look
-                found, version = await self.store.state.get_versioned(key, default=0)
-                assert found in (value, value + 1)
-                value = found
-            self.chains[key] = value
-
-    @property
-    def done(self) -> int:
-        return len(self.returned) + len(self.metrics) + sum(self.chains.values())
-
-
 @pytest.mark.timeout(180)
 async def test_sigkill_in_the_middle_of_writes(store: Store, own_postgres: Any) -> None:
     writers = Writers(store)
-    tasks = [asyncio.create_task(writers.sets(who)) for who in range(20)]
-    tasks += [asyncio.create_task(writers.records(who)) for who in range(10)]
-    tasks += [asyncio.create_task(writers.counts(who)) for who in range(10)]
+    writers.start()
     for _ in range(3):
-        goal = writers.done + 2000
-        await until(lambda goal=goal: writers.done > goal, "writes before the kill")
+        await writers.goes_on()
         own_postgres.kill()
         await asyncio.to_thread(own_postgres.start)
-    goal = writers.done + 2000
-    await until(lambda: writers.done > goal, "writes after the last restart")
-    writers.halt = True
-    await asyncio.gather(*tasks)
-
+    await writers.goes_on()
+    await writers.stop()
     assert not writers.raised, "a restart is shorter than the store's patience"
-    found = {entry.key: entry for entry in await store.state.list("set/", limit=1_000_000)}
-    assert {key: entry.version for key, entry in found.items()} == writers.returned
-    assert all(entry.value == int(key.rpartition("/")[2]) for key, entry in found.items())
-    assert {entry.key: entry.value for entry in await store.state.list("count/")} == writers.chains
-    values = [int(metric.value) for metric in await store.metrics.query(limit=1_000_000)]
-    assert len(values) == len(set(values)), "a batch that was repeated is there once"
-    assert set(values) == writers.metrics
+    assert not writers.lost_metrics
+    await writers.verify()
+
+
+@pytest.mark.timeout(180)
+async def test_what_raised_during_a_kill_is_there_once_or_not_at_all(
+    store: Store, own_postgres: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient(store, monkeypatch, 0.01)
+    writers = Writers(store)
+    writers.start(sets=20, records=20, counts=20)
+    for _ in range(5):
+        await writers.goes_on(1500)
+        own_postgres.kill()
+        raised = len(writers.raised)
+        await until(lambda raised=raised: len(writers.raised) > raised, "writes that raise")
+        await asyncio.to_thread(own_postgres.start)
+    await writers.goes_on(1500)
+    await writers.stop()
+    assert writers.raised
+    assert writers.lost_metrics
+    await writers.verify()
 
 
 async def test_operations_wait_for_a_restart(store: Store, own_postgres: Any) -> None:
@@ -126,9 +80,7 @@ async def test_operations_wait_for_a_restart(store: Store, own_postgres: Any) ->
 
 
 async def test_patience_ends(store: Store, own_postgres: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agenthive.store.database.RETRY_SECONDS", 0.2)
-    for batch in (store._lanes._reads, store._lanes._writes, store.metrics._batch):
-        monkeypatch.setattr(batch, "_patience", 0.2)
+    impatient(store, monkeypatch)
     own_postgres.kill()
     calls = [store.state.set(f"k{n}", n) for n in range(20)]
     calls += [store.state.get("k"), store.metrics.record("a", "m", 1), store.state.list(), store.metrics.query()]
@@ -226,17 +178,18 @@ async def test_a_lost_answer_to_a_commit_is_doubt_and_not_a_conflict(
 
 
 async def test_a_frozen_server_fails_the_ping_in_time(store: Store, own_postgres: Any) -> None:
-    [pid] = [row[0] for row in await store.pool.fetch("SELECT pg_backend_pid()")]
-    os.kill(own_postgres.process.pid, signal.SIGSTOP)
-    os.kill(pid, signal.SIGSTOP)
+    rows = await store.pool.fetch("SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'")
+    pids = [own_postgres.process.pid, *(row["pid"] for row in rows)]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
     try:
         started = time.monotonic()
         with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.3 s"):
             await store.ping(timeout=0.3)
         assert time.monotonic() - started < 3
     finally:
-        os.kill(pid, signal.SIGCONT)
-        os.kill(own_postgres.process.pid, signal.SIGCONT)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
     await store.state.set("k", 1)
     await store.ping()
 

@@ -125,10 +125,9 @@ async def test_concurrent_writers_of_the_same_keys_all_get_through(connect: Conn
 
 
 async def test_writes_of_many_callers_share_a_commit(store: Store) -> None:
-    before = await store.pool.fetchval("SELECT txid_current()")
     versions = await asyncio.gather(*(store.state.set(f"k{n}", n) for n in range(500)))
-    after = await store.pool.fetchval("SELECT txid_current()")
-    assert after - before <= 3
+    commits = f'SELECT count(DISTINCT xmin::text) FROM "{store.schema}".agent_state'  # others of the server have theirs
+    assert await store.pool.fetchval(commits) <= 2
     assert len(versions) == 500
     entries = await store.state.list(limit=1000)
     assert {(entry.value, entry.version) for entry in entries} == set(enumerate(versions))

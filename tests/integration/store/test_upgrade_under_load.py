@@ -99,7 +99,7 @@ async def test_a_lock_that_is_never_granted_is_an_error_in_the_end(
     reader = await asyncpg.connect(postgres_url)
     async with reader.transaction():
         await reader.fetch(f"SELECT FROM {schema}.agent_state LIMIT 1")
-        with pytest.raises(StoreUnavailable, match="Somebody holds it for long"):
+        with pytest.raises(StoreUnavailable, match="gave up: canceling statement due to lock timeout"):
             await upgrade(postgres_url, schema)
     await reader.close()
 

@@ -9,8 +9,8 @@ import asyncpg
 import pytest
 
 from agenthive.settings import HiveScope
-from agenthive.store.errors import InvalidValue, StoreAuthError, StorePermissionError, StoreUnavailable
-from agenthive_operator.backends import kube, postgres, redis
+from agenthive.store.errors import InvalidValue, StoreAuthError, StoreError, StorePermissionError, StoreUnavailable
+from agenthive_operator.backends import kube, logins, postgres, redis
 from agenthive_operator.backends.events import event_body, event_name
 from agenthive_operator.backends.reports import endpoint_of, without_secret
 from agenthive_operator.backends.resolve import ready_address, ready_endpoint, service_of, with_address
@@ -211,3 +211,65 @@ def test_the_proxy_is_that_of_the_environment(url: str, proxy: str | None, monke
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,.internal")
     assert kube.proxy_of(url) == proxy
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("postgresql://u:p@h:5432/d", "postgresql://r%40:s%2F@h:5432/d"),
+        ("postgresql://h/d?sslmode=require", "postgresql://r%40:s%2F@h/d?sslmode=require"),
+        ("postgres://u@h1:1,h2:2/d", "postgres://r%40:s%2F@h1:1,h2:2/d"),
+        ("postgresql://[::1]/d?user=u&password=p&passfile=f", "postgresql://r%40:s%2F@[::1]/d"),
+        ("postgresql:///d?host=/run/x&options=", "postgresql://r%40:s%2F@/d?host=%2Frun%2Fx&options="),
+    ],
+)
+def test_another_login_in_a_url(url: str, expected: str) -> None:
+    changed = logins.with_login(url, logins.Login("r@", "s/"))
+    assert changed == expected
+    assert logins.login_in(changed) == logins.Login("r@", "s/")
+
+
+@pytest.mark.parametrize(
+    ("url", "user", "login"),
+    [
+        ("postgresql://u%40:p@h/d", "u@", logins.Login("u@", "p")),
+        ("postgresql://u@h/d", "u", None),
+        ("postgresql://h/d?user=u&password=p", "u", None),
+        ("postgresql://h/d", None, None),
+    ],
+)
+def test_who_logs_in(url: str, user: str | None, login: logins.Login | None) -> None:
+    assert logins.user_of(url) == user
+    assert logins.login_in(url) == login
+
+
+def test_what_is_no_url_holds_no_login() -> None:
+    assert logins.login_in("postgresql://u:p@h:port/d") is None
+    assert "s3cret" not in repr(logins.Login("r", "s3cret"))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "words"),
+    [
+        (StoreUnavailable("gone"), "WaitingForPostgres", "gone"),
+        (StorePermissionError("denied"), "RolesFailed", "adminUrlSecretRef"),
+        (StoreError("odd"), "RolesFailed", "odd"),
+    ],
+)
+def test_why_there_are_no_logins(error: StoreError, reason: str, words: str) -> None:
+    report = logins.report_of(error)
+    assert (report.ok, report.reason) == (False, reason)
+    assert words in report.message
+
+
+@pytest.mark.parametrize(
+    ("access", "upkeep", "field"),
+    [
+        (postgres.Access("u"), "u", "spec.postgres.external.urlSecretRef"),
+        (postgres.Access("u", direct="d"), "d", "spec.postgres.external.directUrlSecretRef"),
+        (postgres.Access("u", direct="d", admin="a"), "a", "spec.postgres.external.adminUrlSecretRef"),
+    ],
+)
+def test_the_way_in_for_migrations(access: postgres.Access, upkeep: str, field: str) -> None:
+    assert (access.upkeep, access.upkeep_field) == (upkeep, field)
+    assert "'u'" not in repr(access)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.unit.plan.build import OBSERVED_AGENT, agent, hive, manifest, named
 
-from agenthive.settings import DEFAULT_HTTP_PORT, Settings
+from agenthive.settings import DEFAULT_HTTP_PORT, CachePolicy, Settings
 from agenthive_operator.api import Agent, AgentHive
 from agenthive_operator.plan.agent import checksum, plan_agent, pod_template
 from agenthive_operator.plan.names import agent_selector, selector_string
@@ -77,8 +77,39 @@ def test_the_runtime_reads_what_the_pod_is_given(monkeypatch: pytest.MonkeyPatch
 
 def test_default_policies_are_not_written() -> None:
     names = environment(agent(), hive()).keys()
-    assert not names & {"AGENTHIVE_MESSAGING", "AGENTHIVE_REDIS_POOL", "AGENTHIVE_POSTGRES_POOL"}
+    assert not names & {"AGENTHIVE_MESSAGING", "AGENTHIVE_REDIS_POOL", "AGENTHIVE_POSTGRES_POOL", "AGENTHIVE_CACHE",
+                        "AGENTHIVE_CACHE_URL", "AGENTHIVE_RETENTION"}  # fmt: skip
     assert "PYTHONPATH" not in names
+
+
+OWN_CACHE = {"cache": {"urlSecretRef": {"name": "cache"}}}
+CACHE = "redis://:cache-password@cache:6379/0"
+
+
+@pytest.mark.parametrize(
+    ("redis", "url", "expected"),
+    [
+        ({"cache": {"maxBytes": 4096}}, None, CachePolicy(max_bytes=4096)),
+        ({"cache": {"enabled": False}}, None, CachePolicy(enabled=False)),
+        (OWN_CACHE, CACHE, CachePolicy()),
+        (OWN_CACHE, None, CachePolicy(enabled=False)),
+    ],
+)
+def test_the_cache_is_off_until_its_own_redis_was_found_good(
+    redis: dict[str, Any], url: str | None, expected: CachePolicy
+) -> None:
+    of, observed = hive(redis=redis), replace(OBSERVED_AGENT, cache_url=url)
+    variables = {v["name"]: v for v in pod_template(agent(), of, observed)["spec"]["containers"][0]["env"]}
+    document = variables.get("AGENTHIVE_CACHE", {}).get("value", "{}")
+    assert CachePolicy.model_validate_json(document) == expected
+    secret = named(plan_agent(agent(), of, observed), "Secret")["data"]
+    assert ("AGENTHIVE_CACHE_URL" in variables) == ("AGENTHIVE_CACHE_URL" in secret) == (url is not None)
+    assert CACHE not in str(variables), "the URL is in the Secret alone"
+
+
+def test_retention_reaches_the_pods() -> None:
+    variables = environment(agent(), hive(retention={"inboxDays": 90}))
+    assert variables["AGENTHIVE_RETENTION"]["value"] == '{"inboxDays":90}'
 
 
 def test_the_operators_variables_hold() -> None:
@@ -138,6 +169,7 @@ CODE = Reference("ConfigMap", "worker-code")
     [
         ({"redis_url": "redis://other/0"}, True),
         ({"postgres_url": "postgresql://other/x"}, True),
+        ({"cache_url": "redis://cache/0"}, True),
         ({"digests": {CODE: "other"}}, True),
         ({"digests": {}}, True),
         ({"digests": {CODE: "c0de", Reference("Secret", "unrelated"): "x"}}, False),
@@ -172,3 +204,8 @@ def test_references_of_a_hive() -> None:
     expected = {Reference("Secret", "redis-urls"), Reference("Secret", "main-app")}
     assert hive_references(hive("hive-external")) == expected
     assert hive_references(hive()) == frozenset()
+    pointers = {f"{name}SecretRef": {"name": name.lower()} for name in ("url", "directUrl", "adminUrl")}
+    of = hive(redis=OWN_CACHE, postgres={"external": pointers})
+    assert {reference.name for reference in hive_references(of)} == {"cache", "url", "directurl", "adminurl"}
+    off = hive(redis={"cache": {"enabled": False, **OWN_CACHE["cache"]}})
+    assert hive_references(off) == frozenset()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from agenthive_operator.backends.reports import SchemaReport, StoreReport
+from agenthive_operator.plan.connections import connection_budget
 from agenthive_operator.reconcile import conditions
 from agenthive_operator.reconcile.conditions import (
     REASONS,
@@ -56,6 +57,34 @@ def test_hive(seen: HiveInput, ready: str, reason: str, gate: bool) -> None:
     for kind, verdict in verdicts.items():
         assert verdict.status in REASONS["AgentHive"][kind][verdict.reason].status.split(", ")
         assert verdict.message
+
+
+TIGHT = connection_budget([4, 4], 10, 97)
+AMPLE = connection_budget([4, 4], 10, 300)
+
+
+@pytest.mark.parametrize(
+    ("seen", "kind", "expected", "words"),
+    [
+        (replace(HEALTHY, budget=AMPLE), "PostgresReady", ("True", "Reachable"), "fine"),
+        (replace(HEALTHY, budget=TIGHT), "PostgresReady", ("True", "NearConnectionLimit"), "external server"),
+        (replace(HEALTHY, budget=TIGHT, managed_postgres=False), "PostgresReady", ("True", "NearConnectionLimit"),
+         "raise max_connections"),
+        (replace(HEALTHY, postgres=DOWN, budget=TIGHT), "PostgresReady", ("False", "Unreachable"), "refused"),
+        (replace(HEALTHY, postgres=None, budget=TIGHT), "PostgresReady", ("Unknown", "Probing"), "probe"),
+        (replace(HEALTHY, cache=DOWN), "RedisReady", ("True", "Reachable"), "fine"),
+        (replace(HEALTHY, own_cache=True), "RedisReady", ("Unknown", "Probing"), "cache"),
+        (replace(HEALTHY, own_cache=True, cache=OK), "RedisReady", ("True", "Reachable"), "fine"),
+        (replace(HEALTHY, own_cache=True, cache=DOWN), "RedisReady", ("True", "CacheNotReady"), "Unreachable"),
+        (replace(HEALTHY, own_cache=True, cache=DOWN, redis=DOWN), "RedisReady", ("False", "Unreachable"), "refused"),
+    ],
+)  # fmt: skip
+def test_what_is_true_and_yet_alarming(seen: HiveInput, kind: str, expected: tuple[str, str], words: str) -> None:
+    verdicts = hive_conditions(seen)
+    assert (verdicts[kind].status, verdicts[kind].reason) == expected
+    assert words in verdicts[kind].message
+    assert verdicts[kind].status in REASONS["AgentHive"][kind][verdicts[kind].reason].status.split(", ")
+    assert stores_ready(verdicts) is (expected[0] == "True")
 
 
 def test_hive_names_the_agents_that_are_not_ready_but_not_all_of_a_thousand() -> None:

@@ -28,6 +28,11 @@ def live(**conditions: tuple[str, str]) -> dict[str, Any]:
         (live(), {"Ready": Verdict("False", "RedisNotReady", "x"), "RedisReady": DOWN},
          [("Warning", "Unreachable", "down")]),
         (live(), {"RedisReady": UP, "PostgresReady": UP}, [("Normal", "Reachable", "up")]),
+        (live(PostgresReady=("True", "Reachable")), {"PostgresReady": Verdict("True", "NearConnectionLimit", "x")},
+         [("Warning", "NearConnectionLimit", "x")]),
+        (live(PostgresReady=("True", "NearConnectionLimit")), {"PostgresReady": UP}, [("Normal", "Reachable", "up")]),
+        (live(RedisReady=("True", "Reachable")), {"RedisReady": Verdict("True", "CacheNotReady", "x")},
+         [("Warning", "CacheNotReady", "x")]),
         ({}, {"Ready": Verdict("False", "CodeMissing", "x")}, [("Warning", "CodeMissing", "x")]),
     ],
 )  # fmt: skip

@@ -100,7 +100,9 @@ TABLE: list[tuple[BaseException, type[StoreError], str]] = [
     (server_error(asyncpg.InsufficientPrivilegeError), StorePermissionError, "oops"),
     (server_error(asyncpg.CheckViolationError), InvalidValue, "refused the value"),
     (asyncpg.DataError("invalid input for query argument $1"), InvalidValue, "refused the value"),
-    (server_error(asyncpg.DiskFullError), StoreError, "oops"),
+    (server_error(asyncpg.DiskFullError), StoreUnavailable, "no room on its disk: oops"),
+    (server_error(asyncpg.QueryCanceledError), StoreUnavailable, "gave up: oops"),
+    (server_error(asyncpg.LockNotAvailableError), StoreUnavailable, "gave up: oops"),
     (StoreUnavailable("as it is"), StoreUnavailable, "^as it is$"),
 ]
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agenthive.settings import HiveScope
-from agenthive.store.naming import MAX_IDENTIFIER, lock_key, quote, schema_name
+from agenthive.store.naming import MAX_IDENTIFIER, literal, lock_key, quote, schema_name
 
 LABEL = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,8}[a-z0-9])?", fullmatch=True)
 
@@ -60,3 +60,10 @@ def test_lock_keys_are_stable_signed_64_bit_numbers_and_differ() -> None:
     assert all(-(2**63) <= key < 2**63 for key in keys)
     # Written down: two versions of this code have to take the same lock.
     assert lock_key("migrate", "ah_local_default_demo") == 2394876218139749847
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_a_literal_holds_nothing_that_could_end_it(text: str) -> None:
+    written = re.fullmatch(r"convert_from\(decode\('([0-9a-f]*)', 'hex'\), 'UTF8'\)", literal(text))
+    assert written is not None
+    assert bytes.fromhex(written[1]).decode() == text

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from agenthive.store.errors import InvalidValue, MigrationError, SchemaMissing, SchemaTooNew
 from agenthive.store.messages import checked_policy
 from agenthive.store.migrate import Migration, check_sequence, migrations, pending, require_current
-from agenthive.store.partitions import METRICS, bounds, wanted_days
-from agenthive.store.state import _expected, _seconds, prefix_end
+from agenthive.store.partitions import AUDIT, MESSAGES, METRICS, PartitionedTable, bounds, expired, wanted
+from agenthive.store.state import expected_of, prefix_end, seconds_of
 from agenthive.store.statements import filtered
 
 ONE = Migration(1, "one", "SELECT 1", "aaa")
@@ -72,11 +72,51 @@ def test_an_older_schema_has_to_be_upgraded(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_days_with_partitions() -> None:
-    days = wanted_days(date(2026, 2, 27))
+    days = wanted(METRICS, date(2026, 2, 27))
     assert (days[0], days[-1], len(days)) == (date(2026, 2, 26), date(2026, 3, 13), 16)
     assert {after - before for before, after in pairwise(days)} == {timedelta(days=1)}
     assert METRICS.partition(date(2026, 3, 1)) == "agent_metrics_p20260301"
-    assert bounds(date(2026, 12, 31)) == ("2026-12-31 00:00:00+00", "2027-01-01 00:00:00+00")
+    assert bounds(METRICS, date(2026, 12, 31)) == ("2026-12-31 00:00:00+00", "2027-01-01 00:00:00+00")
+
+
+def test_months_with_partitions() -> None:
+    assert wanted(AUDIT, date(2026, 2, 10)) == [date(2026, 2, 1)]
+    assert wanted(AUDIT, date(2026, 2, 15)) == [date(2026, 2, 1), date(2026, 3, 1)]
+    assert wanted(AUDIT, date(2026, 1, 1)) == [date(2025, 12, 1), date(2026, 1, 1)]
+    assert AUDIT.partition(date(2026, 3, 31)) == "audit_log_p202603"
+    assert bounds(AUDIT, date(2026, 12, 31)) == ("2026-12-01 00:00:00+00", "2027-01-01 00:00:00+00")
+
+
+@given(st.dates(date(2000, 1, 1), date(2100, 1, 1)), st.sampled_from([METRICS, AUDIT]))
+def test_partitions_follow_each_other_and_are_known_by_their_names(day: date, table: PartitionedTable) -> None:
+    first, end = table.days(day)
+    assert first <= day < end
+    assert table.days(end)[0] == end, "the next begins where this one ends"
+    assert table.day_of(table.partition(day)) == first
+
+
+@pytest.mark.parametrize(
+    "name", ["agent_metrics_p2026030", "agent_metrics_p20260231", "agent_metrics_old", "x_p20260301"]
+)
+def test_partitions_of_other_names_are_nobodys(name: str) -> None:
+    assert METRICS.day_of(name) is None
+    assert expired(METRICS, [name], date(2030, 1, 1), 1) == []
+
+
+def test_what_is_past_its_retention() -> None:
+    days = [date(2026, 3, 1) + timedelta(days=offset) for offset in range(10)]
+    there = {MESSAGES.partition(day) for day in days}
+    assert expired(MESSAGES, there, date(2026, 3, 10), 7) == ["message_log_p20260301", "message_log_p20260302"]
+    assert expired(MESSAGES, there, date(2026, 3, 2), 1) == []
+    months = {AUDIT.partition(date(2025, month, 1)) for month in range(1, 13)}
+    assert expired(AUDIT, months, date(2026, 2, 28), 365) == ["audit_log_p202501"]
+    assert expired(AUDIT, months, date(2026, 3, 1), 365) == ["audit_log_p202501", "audit_log_p202502"]
+
+
+@given(st.dates(date(2000, 1, 1), date(2100, 1, 1)), st.integers(1, 400), st.sampled_from([METRICS, AUDIT]))
+def test_retention_never_takes_what_maintenance_makes(today: date, days: int, table: PartitionedTable) -> None:
+    made = [table.partition(day) for day in wanted(table, today)]
+    assert expired(table, made, today, days) == []
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
@@ -110,19 +150,19 @@ def test_filtered() -> None:
 
 @pytest.mark.parametrize(("ttl", "seconds"), [(None, None), (1, 1.0), (0.5, 0.5), (timedelta(minutes=2), 120.0)])
 def test_ttl(ttl: Any, seconds: float | None) -> None:
-    assert _seconds(ttl) == seconds
+    assert seconds_of(ttl) == seconds
 
 
 @pytest.mark.parametrize("ttl", [0, -1, float("nan"), float("inf"), 1e12, "5", timedelta(0)])
 def test_bad_ttl(ttl: Any) -> None:
     with pytest.raises(InvalidValue, match="ttl"):
-        _seconds(ttl)
+        seconds_of(ttl)
 
 
 @pytest.mark.parametrize("version", [-1, "1", 1.0])
 def test_bad_expected_versions(version: Any) -> None:
     with pytest.raises(InvalidValue, match="expect_version"):
-        _expected(version)
+        expected_of(version)
 
 
 def test_policies_of_the_message_log() -> None:

@@ -272,7 +272,7 @@ def _list_body(kind: Kind, entries: list[Entry], meta: Json, form: Form, query: 
     if form == "metadata":
         body: Json = {
             "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": meta,
-            "items": [metadata_only(entry.obj) for entry in entries],
+            "items": [metadata_only(entry.obj) for entry in entries] or None,  # null, as the real one says it
         }  # fmt: skip
         return orjson.dumps(body)
     head = orjson.dumps({"kind": kind.list_kind, "apiVersion": kind.api_version, "metadata": meta})

@@ -28,6 +28,7 @@
 --   counts        hash of what was dropped: dead_letters (by their bound), replies (their asker was gone)
 --   e:<caller>    how many connections a sender or consumer has lost, if any: see fenced
 --   every:<name>  how far a schedule is, see every.lua
+-- (Of the cache KEYS[1] is the hive's own gate, see cache.lua.)
 --
 -- Ownership. A claimed entry is pending in the group under its consumer's name until that consumer completes it or is
 -- robbed of everything it has. The name is the claim token: it names one incarnation of one process and is never used

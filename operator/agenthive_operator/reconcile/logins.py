@@ -1,0 +1,100 @@
+"""Which agents are to have a database login of their own, and whether they have it.
+
+An Agent's reconciler says what it wants and goes on; the look at PostgreSQL, which nobody waits for, makes the logins
+and has the Agents looked at again. So a server that hangs holds no worker. A password is minted once and kept in the
+Agent's own Secret alone; until that is written it is in memory, and a new one is minted where that was lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from typing import Final
+
+from agenthive.store.roles import agent_role
+from agenthive_operator.backends.kube import AGENT, ApiError, Kube, Object
+from agenthive_operator.backends.logins import HiveLogins, Login, login_in
+from agenthive_operator.backends.postgres import Access
+from agenthive_operator.backends.reports import SchemaReport
+from agenthive_operator.reconcile.cache import Key, ObjectCache
+from agenthive_operator.reconcile.queue import KeyedQueue
+
+logger = logging.getLogger(__name__)
+
+PASSWORD_BYTES: Final = 24
+
+
+class Logins:
+    """The logins of the agents of all hives that have such."""
+
+    def __init__(self, kube: Kube, cache: ObjectCache, queue: KeyedQueue[Key]) -> None:
+        self._kube = kube
+        self._cache = cache
+        self._queue = queue
+        self._hives: dict[Key, HiveLogins] = {}
+        self._hive_of: dict[Key, Key] = {}
+
+    def want(self, agent: Key, hive: Key, schema: str, url: str | None) -> tuple[Login | None, bool]:
+        """The login that an Agent's pods may use; None while the server is not known to let it in.
+
+        Args:
+            agent: The Agent.
+            hive: Its hive.
+            schema: The hive's schema.
+            url: What the Agent's Secret holds, if it is there: its password is kept if its user is the right one.
+
+        Returns:
+            The login, and whether the server is to be looked at: this wish is news.
+        """
+        if self._hive_of.get(agent, hive) != hive:
+            self.forget(agent)
+        self._hive_of[agent] = hive
+        logins = self._hives.setdefault(hive, HiveLogins())
+        held, role = login_in(url) if url else None, agent_role(schema, agent.name)
+        if held is not None and held.role == role:
+            login, fresh = held, False
+        else:
+            login, fresh = Login(role, logins.wished(agent.name) or secrets.token_urlsafe(PASSWORD_BYTES)), True
+        news = logins.wish(agent.name, login.password, fresh=fresh)
+        return (login if logins.is_ready(agent.name, login.password) else None), news
+
+    async def sync(self, hive: Key, access: Access, schema: str) -> SchemaReport | None:
+        """Make what is wanted, drop what nobody needs any more; returns what went wrong, if something did."""
+
+        async def is_gone(agent: str) -> bool:
+            return await self._is_gone(agent, hive)
+
+        def on_ready(agent: str) -> None:
+            self._queue.add(Key("Agent", hive.namespace, agent))
+
+        logins = self._hives.setdefault(hive, HiveLogins())
+        return await logins.sync(access, schema, is_gone=is_gone, on_ready=on_ready)
+
+    def forget(self, agent: Key) -> Key | None:
+        """The Agent is gone; returns the hive whose server is to be looked at, if it had a login."""
+        hive = self._hive_of.pop(agent, None)
+        if hive is not None and hive in self._hives:
+            self._hives[hive].forget(agent.name)
+        return hive
+
+    def forget_hive(self, hive: Key) -> None:
+        """The hive is gone."""
+        self._hives.pop(hive, None)
+
+    async def _is_gone(self, agent: str, hive: Key) -> bool:
+        """Whether no Agent of this name is in the hive, and no pod of it left. Only the API server's word counts."""
+        if names_hive(self._cache.get("Agent", hive.namespace, agent), hive.name):
+            return False
+        if self._cache.pods_of(hive.namespace, hive=hive.name, agent=agent):
+            return False  # its pods drain
+        try:
+            # rbac: agenthive.dev/agents get
+            return not names_hive(await self._kube.get(AGENT, hive.namespace, agent), hive.name)
+        except ApiError as error:
+            logger.info("the login of agent %s/%s stays for now: %s", hive.namespace, agent, error)
+            return False
+
+
+def names_hive(agent: Object | None, hive: str) -> bool:
+    """Whether this is an Agent of the hive. Pure."""
+    return agent is not None and ((agent.get("spec") or {}).get("hiveRef") or {}).get("name") == hive

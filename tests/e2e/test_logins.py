@@ -1,0 +1,103 @@
+"""On the managed PostgreSQL each agent has a login of its own, from the first start to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import asyncpg
+import pytest
+from tests.e2e.plane import Plane, agent, hive
+
+from agenthive.settings import Settings
+from agenthive.store import schema_name
+from agenthive.store.roles import agent_role
+from agenthive_operator.backends.connections import hive_settings
+from agenthive_operator.backends.kube import Kube
+from agenthive_operator.backends.resolve import Resolver
+
+pytestmark = [pytest.mark.needs("processes"), pytest.mark.timeout(240)]
+
+KEEPER = """
+from agenthive import Agent
+
+agent = Agent("keeper")
+
+
+@agent.on("keep")
+async def keep(message, ctx):
+    await ctx.state.set("secret", message.body["secret"])
+    return {"kept": await ctx.state.get("secret")}
+"""
+
+
+@pytest.fixture
+def settings(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """A hive with two agents that are ready, and how its own login reaches it."""
+    monkeypatch.setenv("KUBECONFIG", str(plane.kubeconfig))
+    for name in ("anna", "bert"):
+        plane.apply(*agent(name, code=KEEPER))
+    plane.apply(hive())
+    plane.wait("condition=Ready", "hive/hive", "agent/anna", "agent/bert")
+    return asyncio.run(hive_settings("hive", plane.namespace))
+
+
+def run(url: str, work: Callable[[Any], Awaitable[Any]]) -> Any:
+    """What ``work`` returns, with a connection to ``url``, whose Service name is resolved."""
+
+    async def connected() -> Any:
+        async with await Kube.connect() as kube:
+            connection = await asyncpg.connect(await Resolver(kube, enabled=True).resolve(url))
+        try:
+            return await work(connection)
+        finally:
+            await connection.close()
+
+    return asyncio.run(connected())
+
+
+def url_in(plane: Plane, name: str) -> str:
+    return base64.b64decode(plane.get(f"secret/{name}-agenthive")["data"]["AGENTHIVE_POSTGRES_URL"]).decode()
+
+
+def ask(plane: Plane, name: str, secret: str) -> Any:
+    body = json.dumps({"secret": secret})
+    answer = plane.agenthive("ask", name, "keep", body, "--hive", "hive", "--timeout", "60", "--output", "json")
+    return json.loads(answer)
+
+
+def test_agents_keep_their_state_from_each_other(plane: Plane, settings: Settings) -> None:
+    for name in ("anna", "bert"):
+        assert ask(plane, name, f"of {name}") == {"kept": f"of {name}"}
+    schema = schema_name(settings.scope)
+    seen = run(url_in(plane, "anna"), lambda c: c.fetch(f"SELECT agent FROM {schema}.agent_state"))
+    assert {row["agent"] for row in seen} == {"anna"}
+    assert settings.postgres_url is not None
+    everything = settings.postgres_url.get_secret_value()
+    seen = run(everything, lambda c: c.fetch(f"SELECT agent FROM {schema}.agent_state"))
+    assert {row["agent"] for row in seen} == {"anna", "bert"}
+    users = run(everything, lambda c: c.fetch("SELECT DISTINCT usename FROM pg_stat_activity"))
+    assert {agent_role(schema, name) for name in ("anna", "bert")} <= {row["usename"] for row in users}
+
+
+def test_a_login_ends_with_its_agent_and_begins_again_with_it(plane: Plane, settings: Settings) -> None:
+    ask(plane, "anna", "kept")
+    schema = schema_name(settings.scope)
+    assert settings.postgres_url is not None
+    everything = settings.postgres_url.get_secret_value()
+    there = "SELECT count(*) FROM pg_roles WHERE rolname = $1"
+
+    def count() -> Any:
+        return run(everything, lambda c: c.fetchval(there, agent_role(schema, "anna")))
+
+    assert count() == 1
+    plane.kubectl("delete", "agent/anna")
+    plane.until(lambda: count() == 0, "the login is dropped")
+    plane.apply(*agent("anna", code=KEEPER))
+    plane.wait("condition=Ready", "agent/anna")
+    assert count() == 1
+    rows = run(url_in(plane, "anna"), lambda c: c.fetch(f"SELECT key FROM {schema}.agent_state"))
+    assert [row["key"] for row in rows] == ["secret"], "what the agent kept outlives its login"

@@ -1,0 +1,174 @@
+"""The logins of one hive against a real PostgreSQL, without a cluster: what is believed, what is made, what fails."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncpg
+import pytest
+from tests.conftest import PostgresServer
+
+from agenthive.store import upgrade
+from agenthive.store.roles import agent_role, drop_roles
+from agenthive_operator.backends.logins import HiveLogins, Login, with_login
+from agenthive_operator.backends.postgres import Access
+from agenthive_operator.backends.reports import SchemaReport
+
+
+@dataclass
+class Scene:
+    """A migrated schema, and the logins of its hive."""
+
+    url: str
+    schema: str
+    root: Any
+    logins: HiveLogins = field(default_factory=HiveLogins)
+    ready: list[str] = field(default_factory=list)
+    gone: set[str] = field(default_factory=set)
+
+    async def sync(self) -> SchemaReport | None:
+        async def is_gone(agent: str) -> bool:
+            return agent in self.gone
+
+        access = Access(self.url, admin=self.url)
+        return await self.logins.sync(access, self.schema, is_gone=is_gone, on_ready=self.ready.append)
+
+    def role(self, agent: str) -> str:
+        return agent_role(self.schema, agent)
+
+    async def stamp(self, agent: str) -> str:
+        """Changes with every change of a role."""
+        return str(await self.root.fetchval("SELECT xmin FROM pg_authid WHERE rolname = $1", self.role(agent)))
+
+    async def lets_in(self, agent: str, password: str) -> bool:
+        try:
+            await (await asyncpg.connect(with_login(self.url, Login(self.role(agent), password)))).close()
+        except asyncpg.InvalidPasswordError:
+            return False
+        return True
+
+
+@pytest.fixture
+async def scene(postgres_url: str, unique: str) -> AsyncIterator[Scene]:
+    schema = f"ah_{unique}"
+    await upgrade(postgres_url, schema)
+    root = await asyncpg.connect(postgres_url)
+    try:
+        yield Scene(postgres_url, schema, root)
+        await drop_roles(root, schema)
+    finally:
+        await root.close()
+
+
+async def test_logins_are_made_once_and_told_as_soon_as_they_are_ready(scene: Scene) -> None:
+    for agent in ("anna", "bert"):
+        assert scene.logins.wish(agent, f"of-{agent}", fresh=True)
+        assert not scene.logins.is_ready(agent, f"of-{agent}")
+    assert await scene.sync() is None
+    assert scene.ready == ["anna", "bert"]
+    assert scene.logins.is_ready("anna", "of-anna")
+    assert not scene.logins.is_ready("anna", "another")
+    assert await scene.lets_in("bert", "of-bert")
+    before = await scene.stamp("anna")
+    assert await scene.sync() is None
+    assert (scene.ready, await scene.stamp("anna")) == (["anna", "bert"], before)
+    assert scene.logins.wish("anna", "new", fresh=False), "another password in the Secret is to be the server's"
+    assert not scene.logins.is_ready("anna", "new")
+    assert await scene.sync() is None
+    assert await scene.lets_in("anna", "new")
+    assert scene.logins.is_ready("anna", "new")
+
+
+async def test_a_restarted_operator_believes_what_is_there(scene: Scene) -> None:
+    scene.logins.wish("anna", "pw", fresh=True)
+    await scene.sync()
+    before = await scene.stamp("anna")
+    scene.logins = HiveLogins()
+    scene.logins.wish("anna", "pw", fresh=False)
+    assert await scene.sync() is None
+    assert await scene.stamp("anna") == before
+    assert scene.ready == ["anna", "anna"]
+    scene.logins = HiveLogins()
+    scene.logins.wish("anna", "minted again", fresh=True)  # its Secret was lost meanwhile
+    assert await scene.sync() is None
+    assert await scene.lets_in("anna", "minted again")
+
+
+async def test_a_password_that_was_changed_by_hand_is_set_again(scene: Scene) -> None:
+    scene.logins.wish("anna", "pw", fresh=True)
+    await scene.sync()
+    await scene.root.execute(f"ALTER ROLE {scene.role('anna')} PASSWORD 'changed'")
+    scene.logins, scene.ready = HiveLogins(), []
+    scene.logins.wish("anna", "pw", fresh=False)
+    report = await scene.sync()
+    assert report is not None
+    assert (report.reason, scene.ready) == ("RolesFailed", [])
+    assert "pw" not in report.message
+    assert await scene.sync() is None
+    assert scene.ready == ["anna"]
+
+
+async def test_a_login_that_cannot_be_made_does_not_keep_the_others(scene: Scene) -> None:
+    await scene.root.execute(f"CREATE ROLE {scene.role('bert')} SUPERUSER")
+    try:
+        for agent in ("anna", "bert", "carl"):
+            scene.logins.wish(agent, "pw", fresh=True)
+        report = await scene.sync()
+        assert report is not None
+        assert (report.ok, report.reason) == (False, "RolesFailed")
+        assert "passes by row-level security" in report.message
+        assert scene.ready == ["anna", "carl"]
+    finally:
+        await scene.root.execute(f"DROP ROLE {scene.role('bert')}")
+    assert await scene.sync() is None
+    assert scene.ready == ["anna", "carl", "bert"]
+
+
+async def test_only_logins_that_nobody_needs_are_dropped(scene: Scene) -> None:
+    for agent in ("anna", "bert"):
+        scene.logins.wish(agent, "pw", fresh=True)
+    await scene.sync()
+    for agent in ("anna", "bert"):
+        scene.logins.forget(agent)
+    scene.gone = {"anna"}
+    assert await scene.sync() is None
+    assert await scene.stamp("anna") == "None"
+    assert await scene.stamp("bert") != "None"
+
+
+async def test_a_login_that_cannot_be_dropped_lets_nobody_in_and_stops_nothing(
+    scene: Scene, postgres: PostgresServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    for agent in ("anna", "bert"):
+        scene.logins.wish(agent, "pw", fresh=True)
+    await scene.sync()
+    elsewhere = await asyncpg.connect(postgres.url())
+    try:
+        await elsewhere.execute(f"CREATE TABLE {scene.schema} ()")
+        await elsewhere.execute(f"ALTER TABLE {scene.schema} OWNER TO {scene.role('anna')}")
+        scene.logins.forget("anna")
+        scene.logins.wish("carl", "pw", fresh=True)
+        scene.gone = {"anna"}
+        with caplog.at_level(logging.WARNING):
+            assert await scene.sync() is None
+        assert "the login of agent anna, which is gone, stays" in caplog.text
+        assert scene.ready == ["anna", "bert", "carl"]
+        with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError):
+            await scene.lets_in("anna", "pw")
+    finally:
+        await elsewhere.execute(f"DROP TABLE {scene.schema}")
+        await elsewhere.close()
+
+
+async def test_a_server_that_is_away_is_waited_for(scene: Scene) -> None:
+    scene.logins.wish("anna", "pw", fresh=True)
+    scene.url, url = "postgresql://u:p@127.0.0.1:1/d", scene.url
+    report = await scene.sync()
+    assert report is not None
+    assert report.reason == "WaitingForPostgres"
+    scene.url = url
+    assert await scene.sync() is None
+    assert scene.ready == ["anna"]
