@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
@@ -31,7 +31,7 @@ ROWS = {
     "outbox": "(id, agent, kind, message_id, recipient, document, due_at) "
     "VALUES (gen_random_uuid(), '{a}', 'message', 'm', 'r', '{{}}', now())",
     "audit_log": "(chain, seq, at, agent, actor, action, subject, details, previous, hash) "
-    "VALUES ('{a}{k}', 1, now(), '{a}', 'x', 'y', 'z', '', '', '')",
+    "VALUES ('{a}/{k}', 1, now(), '{a}', 'x', 'y', 'z', '', sha256('a'), sha256('b'))",
 }
 OWNED = [access for access in TABLES if access.column]
 DENIED = (asyncpg.InsufficientPrivilegeError,)
@@ -39,26 +39,14 @@ DENIED = (asyncpg.InsufficientPrivilegeError,)
 
 @pytest.fixture
 async def hive(postgres_url: str, scope: HiveScope) -> AsyncIterator[Hive]:
-    """A hive with roles, and today's audit partition."""
+    """A hive with roles."""
     async with hive_with_roles(postgres_url, "superuser", scope) as hive:
-        await hive.admin.execute(
-            f"CREATE TABLE IF NOT EXISTS {hive.schema}.audit_log_of_today PARTITION OF {hive.schema}.audit_log "
-            f"FOR VALUES FROM ('{NOW.date() - timedelta(days=400)}') TO ('{NOW.date() - timedelta(days=390)}')"
-        )
         yield hive
 
 
 @pytest.fixture
 async def filled(hive: Hive) -> Hive:
     """Rows of three agents, and shared state, in every table."""
-    there = await hive.admin.fetchval(
-        "SELECT count(*) FROM pg_inherits WHERE inhparent = $1::regclass", f"{hive.schema}.audit_log"
-    )
-    if there < 2:  # as long as the daily upkeep makes none of its partitions
-        await hive.admin.execute(
-            f"CREATE TABLE {hive.schema}.audit_log_now PARTITION OF {hive.schema}.audit_log "
-            f"FOR VALUES FROM ('{NOW.date() - timedelta(days=2)}') TO ('{NOW.date() + timedelta(days=14)}')"
-        )
     for table, row in ROWS.items():
         for agent in ("librarian", "other", "third"):
             await hive.admin.execute(f"INSERT INTO {hive.schema}.{table} {row.format(a=agent, k='theirs')}")
@@ -94,6 +82,9 @@ async def test_a_store_does_with_the_agents_login_what_it_does_with_the_owners(h
         await store.messages.flush()
         assert [row.message_id for row in await store.messages.recent()] == ["m1"]
         assert store.messages.dropped == 0
+        await store.audit.record("test", "subject", {"a": 1})
+        assert [(row.agent, row.action) for row in await store.audit.recent()] == [("librarian", "test")]
+        assert not (await store.audit.verify()).findings
         await store.ping()
     async with await hive.store_of("other") as store:
         assert await store.state.shared.get("common") == 5
