@@ -191,6 +191,8 @@ class Settings(BaseSettings):
     pod: str | None = None
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
     postgres_url: SecretStr | None = None
+    #: The same database without PgBouncer, where ``postgres_url`` leads through one: for ``agenthive db``.
+    postgres_direct_url: SecretStr | None = None
     messaging: Messaging = Messaging()
     redis_pool: RedisPool = RedisPool()
     postgres_pool: PostgresPool = PostgresPool()

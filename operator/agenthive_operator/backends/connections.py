@@ -83,6 +83,8 @@ def _pointers(hive: AgentHive) -> dict[str, tuple[str, str]]:
         found["redis"] = redis.url_secret_ref.name, redis.url_secret_ref.key
     if postgres is not None:
         found["postgres"] = postgres.url_secret_ref.name, postgres.url_secret_ref.key
+        if postgres.direct_url_secret_ref is not None:
+            found["postgres_direct"] = postgres.direct_url_secret_ref.name, postgres.direct_url_secret_ref.key
     if cache is not None:
         found["cache"] = cache.name, cache.key
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from agenthive.cli.options import Chosen, connection_options, run_async, settings_of
-from agenthive.cli.output import print_json
+from agenthive.cli.output import print_json, print_table
 from agenthive.cli.stores import store_of, url_of
 
 
@@ -33,6 +33,17 @@ def status(chosen: Chosen) -> None:
 def maintain(chosen: Chosen) -> None:
     """Make the partitions of the days to come, drop what is past its retention. The operator does it daily."""
     run_async(_maintain(chosen))
+
+
+@db.command()
+@click.option("--sql", is_flag=True, help="Print the SQL that makes the roles, for psql, and change nothing.")
+@click.option("--agent", "agents", multiple=True, metavar="NAME", help="With --sql: an agent that gets a login.")
+@connection_options
+def roles(chosen: Chosen, sql: bool, agents: tuple[str, ...]) -> None:
+    """List the hive's database roles, or print the SQL that makes them where the operator may not."""
+    if agents and not sql:
+        raise click.UsageError("--agent goes with --sql: logins are made by an administrator")
+    run_async(_print_roles_sql(chosen, agents) if sql else _list_roles(chosen))
 
 
 async def _target(chosen: Chosen) -> tuple[str, str]:
@@ -84,3 +95,30 @@ async def _status(chosen: Chosen) -> None:
             click.echo(f"pending: {step['version']} {step['name']}")
     if pending:
         raise click.exceptions.Exit(1)
+
+
+async def _print_roles_sql(chosen: Chosen, agents: tuple[str, ...]) -> None:
+    settings = await settings_of(chosen)
+    from agenthive.store import schema_name  # noqa: PLC0415 - as above
+    from agenthive.store.roles import roles_sql  # noqa: PLC0415 - as above
+
+    click.echo(roles_sql(schema_name(settings.scope), agents), nl=False)
+
+
+async def _list_roles(chosen: Chosen) -> None:
+    from agenthive.store.database import Address, connect_once  # noqa: PLC0415 - as above
+    from agenthive.store.roles import known_agents, known_groups  # noqa: PLC0415 - as above
+
+    url, schema = await _target(chosen)
+    connection = await connect_once(Address.parse(url), "agenthive db roles")
+    try:
+        groups = await known_groups(connection, schema)
+        agents = await known_agents(connection, schema)
+    finally:
+        await connection.close(timeout=5)
+    found: list[tuple[str, str, str | None]] = [(role, kind, None) for kind, role in groups.items()]
+    found += [(role, "agent", agent) for role, agent in agents.items()]
+    if chosen.json:
+        print_json([{"role": role, "kind": kind, "agent": agent} for role, kind, agent in found])
+    else:
+        print_table(["ROLE", "KIND", "AGENT"], found, empty=f"{schema} has no database roles: one login owns it all")

@@ -19,14 +19,15 @@ AUDIT_SECONDS = 5.0
 
 
 def url_of(settings: Settings) -> str:
-    """The URL of the hive's PostgreSQL.
+    """The URL of the hive's PostgreSQL: the direct one where there is one.
 
     Raises:
         click.ClickException: it names none.
     """
-    if settings.postgres_url is None:
+    url = settings.postgres_direct_url or settings.postgres_url
+    if url is None:
         raise click.ClickException(f"hive {settings.hive} names no PostgreSQL: set AGENTHIVE_POSTGRES_URL")
-    return settings.postgres_url.get_secret_value()
+    return url.get_secret_value()
 
 
 @asynccontextmanager
@@ -50,7 +51,7 @@ async def store_of(settings: Settings) -> AsyncIterator[Store]:
 
 async def tell_audit(settings: Settings, action: str, subject: str, details: dict[str, Any]) -> None:
     """Record what a person has done, if the hive has a PostgreSQL. What was done is done: a failure is a warning."""
-    if settings.postgres_url is None:
+    if settings.postgres_url is None and settings.postgres_direct_url is None:
         return
     from agenthive.settings import PostgresPool  # noqa: PLC0415 - as above
     from agenthive.store import StoreError, schema_name  # noqa: PLC0415 - as above

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -39,6 +40,7 @@ __all__ = [
     "ensure_agent",
     "ensure_roles",
     "known_agents",
+    "known_groups",
     "role_names",
     "roles_sql",
     "scram_verifier",
@@ -189,6 +191,17 @@ async def known_agents(connection: Any, schema: str) -> dict[str, str]:
     return {row["role"]: row["agent"] for row in rows}
 
 
+async def known_groups(connection: Any, schema: str) -> dict[str, str]:
+    """Kind (``owner``, ``agents``, ``readonly``) → role, of those that are there."""
+    names = asdict(role_names(schema))
+    async with _explained(schema), connection.transaction():
+        rows = await connection.fetch(
+            "SELECT rolname FROM pg_catalog.pg_roles WHERE rolname = ANY($1)", list(names.values())
+        )
+    there = {row["rolname"] for row in rows}
+    return {kind: name for kind, name in names.items() if name in there}
+
+
 async def drop_agent(connection: Any, schema: str, agent: str) -> list[str]:
     """Remove all logins of ``agent`` and end their sessions; its rows stay. Returns the names, sorted."""
     agent_role(schema, agent)  # refuses what can have no login
@@ -204,7 +217,6 @@ async def drop_roles(connection: Any, schema: str) -> None:
     What the owner role owned belongs to the administrator afterwards. Another database of the server in which one of
     the roles owns something, or has rights, stops it: the error says which.
     """
-    names = role_names(schema)
     async with _explained(schema):
         pattern = role_comment(schema, "%")
         logins = await _logins(connection, "LIKE $1", pattern.replace("_", "\\_"))
@@ -212,12 +224,7 @@ async def drop_roles(connection: Any, schema: str) -> None:
 
         async def change() -> None:
             await _lock(connection, schema)
-            groups = [
-                name
-                for name in (names.owner, names.agents, names.readonly)
-                if await connection.fetchval("SELECT to_regrole($1) IS NOT NULL", quote(name))
-            ]
-            for name in groups:
+            for name in (await known_groups(connection, schema)).values():
                 await _drop_role(connection, name, heir="CURRENT_USER")
 
         await change_tables(connection, change, what=f"removing the roles of schema {schema}")

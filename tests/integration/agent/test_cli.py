@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import sys
@@ -10,11 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import asyncpg
 import pytest
 
 import agenthive.cli
 from agenthive.cli import options as cli_options
 from agenthive.settings import Settings
+from agenthive.store.roles import drop_roles, ensure_agent, ensure_roles, roles_sql
 
 CODE = """
 from agenthive import Agent, Reject
@@ -183,6 +186,51 @@ def test_db_upgrade_and_status(cli: Cli, postgres_url: str, monkeypatch: pytest.
     assert json.loads(cli("db", "upgrade", "-o", "json")[1]) == {"schema": before["schema"], "applied": []}
     code, out, _ = cli("db", "status")
     assert (code, out) == (0, f"{before['schema']}: version {before['latest']} of {before['latest']}\n")
+
+
+def test_db_goes_the_direct_way(cli: Cli, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTHIVE_POSTGRES_URL", "postgresql://u:p@127.0.0.1:1/a-pgbouncer-that-is-not-there")
+    monkeypatch.setenv("AGENTHIVE_POSTGRES_DIRECT_URL", postgres_url)
+    for command in (("upgrade",), ("status",), ("maintain",), ("roles",)):
+        code, _, err = cli("db", *command)
+        assert code == 0, err
+
+
+def test_db_roles(cli: Cli, postgres_url: str, monkeypatch: pytest.MonkeyPatch, unique: str) -> None:
+    monkeypatch.setenv("AGENTHIVE_POSTGRES_URL", postgres_url)
+    schema = f"ah_local_default_{unique}"
+    assert cli("db", "roles") == (0, "", f"{schema} has no database roles: one login owns it all\n")
+    assert cli("db", "upgrade")[0] == 0
+
+    async def change(work: Callable[..., Any], *arguments: str) -> None:
+        connection = await asyncpg.connect(postgres_url)
+        try:
+            await work(connection, schema, *arguments)
+        finally:
+            await connection.close()
+
+    asyncio.run(change(ensure_roles))
+    try:
+        asyncio.run(change(ensure_agent, "code-atlas", "secret"))
+        code, out, err = cli("db", "roles")
+        assert (code, err) == (0, "")
+        assert [line.split() for line in out.splitlines()] == [
+            ["ROLE", "KIND", "AGENT"],
+            [f"{schema}_owner", "owner", "-"],
+            [f"{schema}_agents", "agents", "-"],
+            [f"{schema}_readonly", "readonly", "-"],
+            [f"{schema}_agent_code__atlas", "agent", "code-atlas"],
+        ]
+        assert json.loads(cli("db", "roles", "-o", "json")[1])[-1] == {
+            "role": f"{schema}_agent_code__atlas", "kind": "agent", "agent": "code-atlas",
+        }  # fmt: skip
+    finally:
+        asyncio.run(change(drop_roles))
+    monkeypatch.delenv("AGENTHIVE_POSTGRES_URL")  # the SQL is printed without
+    assert cli("db", "roles", "--sql", "--agent", "b", "--agent", "a-1") == (0, roles_sql(schema, ["a-1", "b"]), "")
+    code, _, err = cli("db", "roles", "--agent", "b")
+    assert code == 2
+    assert "--agent goes with --sql" in err
 
 
 @pytest.mark.parametrize(
