@@ -159,6 +159,7 @@ BEGIN
         SELECT c.oid::regclass AS entry FROM pg_catalog.pg_class c JOIN pg_catalog.pg_roles r ON r.oid = c.relowner
         WHERE c.relnamespace = to_regnamespace({literal(quote(schema))}) AND c.relkind IN ('r', 'p')
             AND r.rolname <> {owner}
+        ORDER BY c.relispartition, c.oid  -- parents first, as statements lock them
     LOOP
         EXECUTE format('ALTER TABLE %s OWNER TO %I', part.entry, {owner});
     END LOOP;
