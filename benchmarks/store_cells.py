@@ -191,7 +191,7 @@ async def partitions(url: str, counts: list[int], each: int, span: float) -> lis
         there = 0
         for count in counts:
             for day in (today - timedelta(days=age) for age in range(there, count)):
-                start, end = bounds(day)
+                start, end = bounds(METRICS, day)
                 await connection.execute(
                     f"CREATE TABLE {quote(schema_name(HIVE))}.{METRICS.partition(day)} "
                     f"PARTITION OF {table} FOR VALUES FROM ('{start}') TO ('{end}')"
