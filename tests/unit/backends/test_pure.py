@@ -10,7 +10,8 @@ import pytest
 
 from agenthive.settings import HiveScope
 from agenthive.store.errors import InvalidValue, StoreAuthError, StoreError, StorePermissionError, StoreUnavailable
-from agenthive_operator.backends import kube, logins, postgres, redis
+from agenthive_operator.api.hive import AgentHive
+from agenthive_operator.backends import connections, kube, logins, postgres, redis
 from agenthive_operator.backends.events import event_body, event_name
 from agenthive_operator.backends.reports import endpoint_of, without_secret
 from agenthive_operator.backends.resolve import ready_address, ready_endpoint, service_of, with_address
@@ -273,3 +274,17 @@ def test_why_there_are_no_logins(error: StoreError, reason: str, words: str) -> 
 def test_the_way_in_for_migrations(access: postgres.Access, upkeep: str, field: str) -> None:
     assert (access.upkeep, access.upkeep_field) == (upkeep, field)
     assert "'u'" not in repr(access)
+
+
+def test_a_command_line_is_told_the_direct_way() -> None:
+    external = {"urlSecretRef": {"name": "bouncer", "key": "uri"}}
+    live = {"apiVersion": "agenthive.dev/v1alpha1", "kind": "AgentHive", "metadata": {"name": "demo", "namespace": "a"}}
+
+    def pointers(**changes: Any) -> dict[str, tuple[str, str]]:
+        spec = {"postgres": {"external": {**external, **changes}}}
+        return connections._pointers(AgentHive.parse({**live, "spec": spec}))
+
+    assert pointers()["postgres"] == ("bouncer", "uri")
+    assert "postgres_direct" not in pointers()
+    direct = pointers(directUrlSecretRef={"name": "straight", "key": "url"})
+    assert (direct["postgres"], direct["postgres_direct"]) == (("bouncer", "uri"), ("straight", "url"))
