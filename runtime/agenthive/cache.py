@@ -352,9 +352,11 @@ class Cache:
         except asyncio.CancelledError:
             flight.cancel()
             raise
-        except Exception as error:
+        except BaseException as error:  # AlreadyHandled is none of the ordinary ones, and nobody is to wait for ever
             flight.set_exception(error)
             flight.exception()  # every caller may have gone by now
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
         finally:
             try:
                 if own and not self._closed:

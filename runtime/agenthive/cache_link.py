@@ -142,11 +142,15 @@ class Link:
         """Have Redis forget what is owed, and see that it does what the cache needs."""
         while True:
             names = list(self._owed)[:_FORGET_AT_A_TIME]
-            (answer,) = await _within_patience(lane, [self._forget(names)])
-            if isinstance(answer, ReplyError):
-                raise BusUnavailable(str(answer))
-            for name in names:
-                self._owed.pop(name, None)
+            for name in names:  # now, for one that is written again meanwhile is owed again
+                del self._owed[name]
+            try:
+                (answer,) = await _within_patience(lane, [self._forget(names)])
+                if isinstance(answer, ReplyError):
+                    raise BusUnavailable(str(answer))
+            except BaseException:
+                self._owed.update(dict.fromkeys(names))
+                raise
             if not self._owed:
                 return
 

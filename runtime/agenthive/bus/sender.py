@@ -60,6 +60,11 @@ class Item:
     """Loop time until which a full queue, or a Redis that is away, is waited for."""
     row: Row | None = None
 
+    @property
+    def again(self) -> bool:
+        """It may have been accepted before, by whichever process."""
+        return self.row is not None and self.row.again
+
 
 @dataclass(slots=True, eq=False)
 class Outbox:
@@ -93,7 +98,6 @@ class Sender:
         """Ids, oldest first, that may have been accepted though their senders were told an error, or went away."""
         self._outboxes: dict[str, Outbox] = {}
         self._in_flight: list[tuple[Outbox, list[Item]]] = []
-        self._again = False
         """Whether some of what is taken next may have been accepted before."""
         self._answered: list[tuple[Outbox, list[Item], Any]] = []
         """What Redis has answered and no sender knows yet."""
@@ -169,11 +173,11 @@ class Sender:
                 continue
             batch: list[Item] = []
             while outbox.items and len(batch) < BATCH_MESSAGES and size < BATCH_BYTES and room > 0:
+                if batch and outbox.items[0].again != batch[0].again:
+                    break  # of a fresh message an earlier one's final status says nothing
                 item = outbox.items.popleft()
-                if item.row is not None:
-                    if item.row.broken:
-                        _fail([item], BusUnavailable("not sent: a message before it was not accepted"))
-                    self._again = self._again or item.row.again
+                if item.row is not None and item.row.broken:
+                    _fail([item], BusUnavailable("not sent: a message before it was not accepted"))
                 if not item.done.done():  # else its caller was cancelled before it was sent
                     batch.append(item)
                     size += len(item.arguments[2])
@@ -202,12 +206,9 @@ class Sender:
 
     async def _deliver(self, batches: list[tuple[Outbox, list[Item]]]) -> None:
         doubtful = self._doubtful
-        again = self._again or (
-            bool(doubtful) and any(item.arguments[1] in doubtful for _, batch in batches for item in batch)
-        )
-        self._again = False
+        again = bool(doubtful) and any(item.arguments[1] in doubtful for _, batch in batches for item in batch)
         while True:
-            commands = [self._command(outbox, batch, again) for outbox, batch in batches]
+            commands = [self._command(outbox, batch, again or batch[0].again) for outbox, batch in batches]
             try:
                 answers = await self._lane.execute(commands, meanwhile=self._settle)
             except ConnectionLost as error:

@@ -13,7 +13,7 @@ from agenthive import telemetry
 from agenthive.bus.keys import REPLY_MARK
 from agenthive.cache_entries import Change, state_name
 from agenthive.once import AlreadyHandled, Progress
-from agenthive.protocol import AgentMessage, Body
+from agenthive.protocol import AgentMessage, Body, MessageError
 from agenthive.store import codec
 from agenthive.store.database import Connection, Database, Loan, is_broken
 from agenthive.store.errors import StoreError, StoreUnavailable, is_connection_loss
@@ -72,7 +72,7 @@ class Transactions:
         try:
             async with asyncio.timeout(LOOK_SECONDS):
                 await self._recall(message, progress)
-        except (StoreError, TimeoutError) as error:
+        except (StoreError, MessageError, TimeoutError) as error:
             log.info("whether message %s was handled before is not known yet: %s", message.message_id, error)
         if progress.again:
             raise AlreadyHandled
@@ -282,7 +282,6 @@ class Transaction:
                 await self._block.start()
                 return message is None or self.connection.last_status == "INSERT 0 1"
             except BaseException as error:
-                loan.cut()
                 await loan.__aexit__(type(error), error, None)
                 raise
 
@@ -311,8 +310,10 @@ class Transaction:
         try:
             if error is None or not is_broken(error):
                 await self._block.rollback()
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as lost:
+        except BaseException as lost:  # the connection goes back whatever happens, or the pool has one less for good
             await self._loan.__aexit__(type(lost), lost, lost.__traceback__)
+            if not isinstance(lost, Exception):
+                raise
         else:
             await self._loan.__aexit__(type(error), error, None)
 
@@ -329,8 +330,11 @@ class Transaction:
             cancelled = await self._say_commit()
             committed = True
             self._loan.is_clean()
-            self._committed(items)
-            await self._tell_cache()
+            sent = self._committed(items)
+            try:
+                await self._tell_cache()  # first: who gets a message reads what was written with it
+            finally:
+                self._shared.relay.hand_over(sent)
         except BaseException as error:
             if not committed:
                 self._loan.cut()
@@ -391,7 +395,7 @@ class Transaction:
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise shared.database.explain(error) from error
         return [
-            (OutboxRow(row, cause, kind, message.message_id, recipient, len(document), now), message)
+            (OutboxRow(row, cause, kind, message.message_id, recipient, len(document.encode()), now), message)
             for row, document, (kind, recipient, message) in zip(ids, documents, outgoing, strict=True)
         ]
 
@@ -410,7 +414,8 @@ class Transaction:
             commit.cancel()
         return None
 
-    def _committed(self, items: list[tuple[OutboxRow, AgentMessage]]) -> None:
+    def _committed(self, items: list[tuple[OutboxRow, AgentMessage]]) -> list[tuple[OutboxRow, AgentMessage]]:
+        """Note the commit; returns what the relay is to send."""
         self._count(telemetry.COMMITTED)
         if self._reply is not None:
             *items, (row, _) = items
@@ -418,7 +423,7 @@ class Transaction:
             self._progress.committed = True
             self._progress.reply = self._reply
             self._progress.reply_row = row.id if self._reply is not None else None
-        self._shared.relay.hand_over(items)
+        return items
 
 
 def _allow(progress: Progress) -> None:
