@@ -7,7 +7,7 @@ import json
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from agenthive.store import codec
@@ -26,6 +26,8 @@ MAX_UNCONFIRMED = 10_000
 AGAIN_SECONDS = 5.0
 DEFAULT_RECENT_LIMIT = 100
 PAGE_ROWS = 2000
+#: A process that has recorded nothing for so long goes on with another chain.
+CHAIN_REST = timedelta(days=1)
 
 
 class AuditTrail:
@@ -164,8 +166,10 @@ class AuditTrail:
 
         async def read(connection: Any) -> Verifier:
             verifier = Verifier(checkpoint)
-            # One snapshot, and a lock that keeps retention from removing what is still to be read.
+            # One snapshot, and a lock that keeps retention from removing what is still to be read. The lock first: a
+            # snapshot from before the end of a removal would see neither the rows nor their anchor.
             async with connection.transaction(isolation="repeatable_read", readonly=True):
+                await connection.execute(self._sql.hold)
                 last: tuple[str, int, datetime] = ("", 0, datetime(1970, 1, 1, tzinfo=UTC))
                 while page := await connection.fetch(self._sql.page, *last, page_rows):
                     rows = [AuditRow(*row.values()) for row in page]
@@ -196,12 +200,17 @@ class AuditTrail:
         once, whatever became of the first try.
         """
         await self._confirm(events, deadline)
+        if self._head.seq and codec.utc_now() - self._head.at > CHAIN_REST:
+            # Retention may remove all rows of a chain that rests, and in the end forgets that there were any.
+            self._begin()
         rows = follow(self.chain, self._agent, self._actor, self._head, filter(None, events))
         try:
             await self._insert(rows, deadline)
         except BaseException as error:
             if not _is_refusal(error):
                 self._keep(rows)
+            elif not isinstance(error, _Taken):
+                self._begin()  # a first try may have been taken and its answer lost: no other row gets its number
             raise
         return [None] * len(events)
 

@@ -188,6 +188,9 @@ class Verifier:
                 self.findings.append(Finding(chain, 1, None, "removed", text))
             elif anchor.seq < known.seq:
                 self.findings.append(_cut_off(chain, anchor.seq, known))
+            elif anchor.seq == known.seq and anchor.hash != known.hash:
+                text = f"what retention has kept of row {known.seq} is not what the checkpoint knows"
+                self.findings.append(Finding(chain, known.seq, anchor.at, "changed", text))
         self._expected = {}
         return self.findings
 

@@ -222,10 +222,16 @@ async def _drop(connection: Any, schema: str, table: PartitionedTable, name: str
 
 
 def _anchor(schema: str, child: str) -> str:
-    # In the order of the primary key, backwards: no sort, whatever the size.
+    # One look into the primary key per chain, however many rows it has.
+    last = f"SELECT chain, seq, at, hash FROM {child} {{}} ORDER BY chain DESC, seq DESC, at DESC LIMIT 1"
     return f"""
         INSERT INTO {quote(schema)}.audit_anchors AS a (chain, seq, at, hash)
-        SELECT DISTINCT ON (chain) chain, seq, at, hash FROM {child} ORDER BY chain DESC, seq DESC, at DESC
+        WITH RECURSIVE heads AS (
+            ({last.format("")})
+            UNION ALL
+            SELECT n.* FROM heads h CROSS JOIN LATERAL ({last.format("WHERE chain < h.chain")}) n
+        )
+        SELECT chain, seq, at, hash FROM heads
         ON CONFLICT (chain) DO UPDATE
         SET seq = excluded.seq, at = excluded.at, hash = excluded.hash, removed_at = now() WHERE a.seq < excluded.seq
     """

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 
 from agenthive.store.naming import literal, quote
 
+# Operands have exactly the types of their operators: where others may make objects in the schema ``public``, one of
+# their operators that fits better would be run in place of PostgreSQL's.
 _ALIVE = "(expires_at IS NULL OR expires_at > clock_timestamp())"
-_BIRTH = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+_BIRTH = "(extract(epoch FROM clock_timestamp()) * 1000000::numeric)::bigint"
 _EXPIRY = "now() + i.ttl * interval '1 second'"
 
 
@@ -156,6 +158,7 @@ class AuditSql:
             INSERT INTO {table} ({columns}) SELECT {columns} FROM unnest({arrays}) AS i ({columns})
             ON CONFLICT DO NOTHING
         """
+        self.hold = f"LOCK TABLE {table} IN ACCESS SHARE MODE"
         self.hashes = f"SELECT seq, hash FROM {table} WHERE chain = $1 AND seq BETWEEN $2 AND $3"
         self.select = f"SELECT {columns} FROM {table}"
         self.newest_first = "ORDER BY at DESC, chain DESC, seq DESC"
@@ -185,7 +188,7 @@ class TransactionSql:
         self.insert = f"""
             INSERT INTO {outbox} (id, agent, cause, kind, message_id, recipient, document, created_at, due_at)
             SELECT i.id, $1, $2, i.kind, i.message_id, i.recipient, i.document, statement_timestamp(),
-                statement_timestamp() + $8 * interval '1 second'
+                statement_timestamp() + $8::float8 * interval '1 second'
             FROM unnest($3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[])
                 AS i (id, kind, message_id, recipient, document)
         """
@@ -200,12 +203,14 @@ class TransactionSql:
         """
         self.take = f"""
             WITH due AS (
-                SELECT id FROM {outbox} WHERE agent = $1 AND due_at < clock_timestamp() + $5 * interval '1 second'
+                SELECT id FROM {outbox}
+                WHERE agent = $1 AND due_at < clock_timestamp() + $5::float8 * interval '1 second'
                 ORDER BY due_at LIMIT $2 FOR UPDATE SKIP LOCKED
             )
             UPDATE {outbox} AS o
             SET tries = o.tries + 1,
-                due_at = clock_timestamp() + least($3 * 2.0 ^ least(o.tries, 30), $4) * interval '1 second'
+                due_at = clock_timestamp()
+                    + least($3::float8 * 2::float8 ^ least(o.tries, 30)::float8, $4::float8) * interval '1 second'
             FROM due WHERE o.id = due.id AND o.agent = $1
             RETURNING o.id, o.cause, o.kind, o.message_id, o.recipient, octet_length(o.document) AS size, o.created_at
         """
@@ -229,7 +234,8 @@ class TransactionSql:
         return f"""
             SET LOCAL idle_in_transaction_session_timeout = '{idle_seconds}s';
             INSERT INTO {self._inbox} (agent, message_id, keep_until)
-            VALUES ({literal(agent)}, {literal(message_id)}, now() + {math.ceil(keep_seconds)} * interval '1 second')
+            VALUES ({literal(agent)}, {literal(message_id)},
+                now() + {math.ceil(keep_seconds)}::float8 * interval '1 second')
             ON CONFLICT DO NOTHING
         """
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from agenthive.settings import HiveScope, Retention
-from agenthive.store import Store, StorePermissionError, schema_name
+from agenthive.store import Store, StorePermissionError, audit, codec, partitions, schema_name
 from agenthive.store.chain import Event, follow, start
 from agenthive.store.codec import utc_now
+from agenthive.store.naming import quote
 from agenthive.store.partitions import AUDIT, MESSAGES, METRICS, _create_partition, existing_partitions
 
 from .conftest import Connect, as_role
@@ -189,3 +190,38 @@ async def test_older_schemas_get_the_partitions_they_have_tables_for(store: Stor
     await store.pool.execute(f"DROP TABLE {store.schema}.audit_log")
     made = await store.metrics.maintain(today=TODAY + timedelta(days=1))
     assert [name.rpartition("_")[0] for name in made] == ["agent_metrics", "message_log"]
+
+
+async def test_a_verification_that_waits_for_a_removal_sees_the_anchor(connect: Connect, store: Store) -> None:
+    long_ago = ago(100)
+    await past(store, AUDIT, long_ago)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "utc_now", lambda: datetime.now(UTC) - timedelta(days=100))
+        await store.audit.record("old", "1")
+        patch.setattr(audit, "CHAIN_REST", timedelta.max)
+        patch.setattr(codec, "utc_now", lambda: datetime.now(UTC))
+        await store.audit.record("new", "2")
+    child = f"{quote(store.schema)}.{AUDIT.partition(long_ago)}"
+    async with store.pool.acquire() as connection, await connect("auditor") as auditor:
+        removal = connection.transaction()
+        await removal.start()
+        await connection.execute(partitions._anchor(store.schema, child))
+        await connection.execute(f"DROP TABLE {child}")
+        verifying = asyncio.create_task(auditor.audit.verify())
+        while not await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await removal.commit()
+        assert (await verifying).findings == []
+
+
+async def test_a_process_that_rests_goes_on_with_another_chain(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = store.audit.chain
+    await store.audit.record("process.start", "1")
+    await store.audit.record("a", "2")
+    assert store.audit.chain == first
+    later = datetime.now(UTC) + timedelta(days=1, seconds=1)
+    monkeypatch.setattr(codec, "utc_now", lambda: later)
+    await store.audit.record("a", "3")
+    assert store.audit.chain != first
+    assert {head.seq for head in (await store.audit.heads()).values()} == {1, 2}
+    assert (await store.audit.verify()).findings == []

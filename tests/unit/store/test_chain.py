@@ -157,6 +157,8 @@ def test_a_chain_that_retention_removed_whole_is_told_by_its_anchor() -> None:
     assert verify_rows([], anchors=checkpoint, checkpoint=checkpoint) == []
     [found] = verify_rows([], anchors={"a/p/1": head_of(rows[0])}, checkpoint=checkpoint)
     assert (found.kind, found.seq) == ("cut off", 2)
+    [found] = verify_rows([], anchors={"a/p/1": head_of(rows[2])._replace(hash=bytes(32))}, checkpoint=checkpoint)
+    assert (found.kind, found.seq) == ("changed", 3)
 
 
 def test_each_chain_has_its_own_first_bad_row() -> None:
