@@ -197,8 +197,8 @@ async def remove_schema(url: str, schema: str, *, roles: bool = False) -> None:
     """
     connection = await connect_once(Address.parse(url), CLIENT_NAME)
     try:
-        await connection.execute(f"DROP SCHEMA IF EXISTS {quote(schema)} CASCADE")
-        if roles:
+        if roles:  # first, for it ends the sessions of agents, whose locks would be waited for
             await drop_roles(connection, schema)
+        await connection.execute(f"DROP SCHEMA IF EXISTS {quote(schema)} CASCADE")
     finally:
         await connection.close(timeout=PROBE_SECONDS)

@@ -239,7 +239,10 @@ class HiveReconciler:
             deleting=hive.metadata.deleting,
             message="" if ready else failing,
             redis_url=found.redis.url if found.bus and found.bus.ok else None,
-            postgres_url=found.postgres.url if found.store and found.store.store.ok else None,
+            # Of a server whose schema cannot be used, no pod is told: what is known of logins speaks of the former one.
+            postgres_url=(
+                found.postgres.url if found.store and found.store.store.ok and found.store.schema.ok else None
+            ),
             cache_url=found.cache.url if found.cache and found.cached and found.cached.ok else None,
         )
         self._set_state(key, state)

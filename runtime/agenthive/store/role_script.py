@@ -133,7 +133,7 @@ BEGIN
         ELSIF EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = title AND rolcanlogin) THEN
             EXECUTE format('ALTER ROLE %I NOLOGIN', title);
         END IF;
-        IF NOT has_database_privilege(title, current_database(), 'CONNECT') THEN
+        IF NOT has_database_privilege(title::name, current_database()::text, 'CONNECT'::text) THEN
             EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), title);
         END IF;
     END LOOP;

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -46,6 +47,8 @@ __all__ = [
     "scram_verifier",
     "secure_tables",
 ]
+
+logger = logging.getLogger(__name__)
 
 _END_SESSIONS_MS = 5000
 
@@ -118,8 +121,8 @@ async def secure_tables(connection: Any, schema: str) -> None:
     """
 
     async def change() -> None:
-        await _lock(connection, schema)
         if await become_owner(connection, schema):
+            await _lock(connection, schema)
             await _set_rights(connection, schema)
 
     async with _explained(schema):
@@ -214,7 +217,8 @@ async def drop_agent(connection: Any, schema: str, agent: str) -> list[str]:
 async def drop_roles(connection: Any, schema: str) -> None:
     """Remove every role of the hive and end the sessions of its agents; before or after the schema is dropped.
 
-    What the owner role owned belongs to the administrator afterwards. Another database of the server in which one of
+    What the owner role owned belongs to the administrator afterwards. A login that owns anything stays, and cannot log
+    in; a warning names it. Another database of the server in which one of
     the roles owns something, or has rights, stops it: the error says which.
     """
     async with _explained(schema):
@@ -263,7 +267,12 @@ async def _set_rights(connection: Any, schema: str) -> None:
 
 
 async def _lock(connection: Any, schema: str) -> None:
-    await connection.execute("SELECT pg_advisory_xact_lock($1)", lock_key("roles", schema))
+    """One at a time. By a lock that no agent's login may take, once there can be such: it could hold everybody up."""
+    table = f"{quote(schema)}.database_roles"
+    if await connection.fetchval("SELECT to_regclass($1) IS NULL", table):
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", lock_key("roles", schema))
+    else:
+        await connection.execute(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE")
 
 
 async def _logins(connection: Any, test: str, comment: str) -> list[str]:
@@ -280,16 +289,11 @@ async def _drop_logins(connection: Any, schema: str, logins: Sequence[str]) -> N
     if not logins:
         return
     table = f"{quote(schema)}.database_roles"
-    owner = role_names(schema).owner
     async with connection.transaction():
-        await _lock(connection, schema)
         for login in logins:
             await connection.execute(f"ALTER ROLE {quote(login)} NOLOGIN")
             await _join(connection, login)
-        if await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", table):
-            await become_owner(connection, schema)
-            await connection.execute(f"DELETE FROM {table} WHERE role = ANY($1)", list(logins))  # noqa: S608
-    # Nobody gets in any more: end who is in.
+    # Nobody gets in any more: end who is in, before anything waits for a lock of theirs.
     await connection.fetch(
         "SELECT pg_terminate_backend(pid, $2) FROM pg_catalog.pg_stat_activity WHERE usename = ANY($1)",
         list(logins),
@@ -297,9 +301,32 @@ async def _drop_logins(connection: Any, schema: str, logins: Sequence[str]) -> N
     )
     async with connection.transaction():
         await _lock(connection, schema)
-        there = await connection.fetchval("SELECT to_regrole($1) IS NOT NULL", quote(owner))
+        if await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", table):
+            await become_owner(connection, schema)
+            await connection.execute(f"DELETE FROM {table} WHERE role = ANY($1)", list(logins))  # noqa: S608
+    async with connection.transaction():  # as ourselves again
+        await _lock(connection, schema)
         for login in logins:
-            await _drop_role(connection, login, heir=quote(owner) if there else "CURRENT_USER")
+            await _drop_login(connection, login)
+
+
+async def _drop_login(connection: Any, login: str) -> None:
+    # What it made is given to nobody: a function of its own would run with the heir's rights.
+    owned = await connection.fetchval(
+        "SELECT count(*) FROM pg_catalog.pg_shdepend WHERE refclassid = 'pg_catalog.pg_authid'::regclass "
+        "AND refobjid = to_regrole($1) AND deptype = 'o'",
+        quote(login),
+    )
+    if owned:
+        logger.warning(
+            "role %s may no longer log in, and stays: it owns %d object(s). "
+            "Look at them, then run DROP OWNED BY and DROP ROLE in their database",
+            login,
+            owned,
+        )
+        return
+    await connection.execute(f"DROP OWNED BY {quote(login)}")
+    await connection.execute(f"DROP ROLE {quote(login)}")
 
 
 async def _join(connection: Any, role: str) -> None:

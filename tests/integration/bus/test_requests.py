@@ -278,6 +278,12 @@ async def test_a_reply_that_is_fetched_after_all_does_not_count_as_dropped(bus, 
     bus._replies._tasks[0].cancel()  # the reader is cut off
     await asyncio.gather(bus._replies._tasks[0], return_exceptions=True)
     await bus._replies._listening_lane.aclose()
+
+    async def unheard() -> bool:  # the server has seen the connection end, too
+        ((_, listeners),) = await bus._connections.execute([("PUBSUB", "NUMSUB", bus._replies._channel)])
+        return int(listeners) == 0
+
+    await until(unheard)
     await consumer.ack(delivery, delivery.message.reply({"n": 1}))
     assert (await bus.queue("worker")).replies_dropped == 1
     bus._replies._tasks[0] = asyncio.create_task(bus._replies._listen())  # and connects again

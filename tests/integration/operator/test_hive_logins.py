@@ -154,7 +154,7 @@ async def test_a_login_that_cannot_be_dropped_lets_nobody_in_and_stops_nothing(
         scene.gone = {"anna"}
         with caplog.at_level(logging.WARNING):
             assert await scene.sync() is None
-        assert "the login of agent anna, which is gone, stays" in caplog.text
+        assert f"role {scene.role('anna')} may no longer log in, and stays: it owns 1 object" in caplog.text
         assert scene.ready == ["anna", "bert", "carl"]
         with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError):
             await scene.lets_in("anna", "pw")

@@ -16,6 +16,7 @@ import pytest
 from agenthive.settings import HiveScope
 from agenthive.store import Store, StoreAuthError, StoreError, StorePermissionError, migrate, schema_name, upgrade
 from agenthive.store.migrate import Migration
+from agenthive.store.naming import lock_key
 from agenthive.store.partitions import maintain_partitions
 from agenthive.store.role_script import TABLES, password_variable
 from agenthive.store.roles import (
@@ -308,3 +309,29 @@ async def test_the_printed_sql_does_the_same(postgres_url: str, scope: HiveScope
             await store.state.set("k", 1)
             now = datetime.now(UTC)
             await store.metrics.record("code-atlas", "m", 1, timestamp=now + timedelta(days=1))
+
+
+@pytest.mark.parametrize("drop", ["agent", "hive"])
+async def test_what_an_agent_made_is_given_to_nobody(postgres_url: str, scope: HiveScope, drop: str) -> None:
+    async with hive_with_roles(postgres_url, "superuser", scope) as hive:
+        login = await ensure_agent(hive.admin, hive.schema, "mallory", PASSWORD)
+        await hive.admin.execute(f"CREATE SCHEMA theirs AUTHORIZATION {login}")
+        stranger = await asyncpg.connect(as_role(postgres_url, login, PASSWORD))
+        await stranger.execute(
+            "CREATE FUNCTION theirs.who() RETURNS text LANGUAGE sql SECURITY DEFINER AS 'SELECT current_user::text'"
+        )
+        # Anybody may hold an advisory lock, and a session of an agent may be in the middle of something.
+        await stranger.execute("SELECT pg_advisory_lock($1)", lock_key("roles", hive.schema))
+        block = stranger.transaction()
+        await block.start()
+        await stranger.fetch(f"SELECT * FROM {hive.schema}.agent_state")
+        async with asyncio.timeout(20):
+            if drop == "agent":
+                assert await drop_agent(hive.admin, hive.schema, "mallory") == [login]
+            else:
+                await drop_roles(hive.admin, hive.schema)
+        assert await hive.admin.fetchval("SELECT theirs.who()") == login
+        assert not await hive.admin.fetchval("SELECT rolcanlogin FROM pg_roles WHERE rolname = $1", login)
+        await hive.admin.execute("DROP SCHEMA theirs CASCADE")
+        await hive.admin.execute(f"DROP OWNED BY {login}; DROP ROLE {login}")
+        stranger.terminate()
