@@ -37,6 +37,7 @@ __all__ = [
     "agent_role",
     "become_owner",
     "drop_agent",
+    "drop_logins",
     "drop_roles",
     "ensure_agent",
     "ensure_roles",
@@ -214,22 +215,36 @@ async def drop_agent(connection: Any, schema: str, agent: str) -> list[str]:
     return logins
 
 
-async def drop_roles(connection: Any, schema: str) -> None:
-    """Remove every role of the hive and end the sessions of its agents; before or after the schema is dropped.
+async def drop_logins(connection: Any, schema: str) -> None:
+    """Remove all logins of the hive's agents and end their sessions: so that nothing waits for a lock of theirs.
 
-    What the owner role owned belongs to the administrator afterwards. A login that owns anything stays, and cannot log
-    in; a warning names it. Another database of the server in which one of
-    the roles owns something, or has rights, stops it: the error says which.
+    One that owns anything stays, and cannot log in; a warning names it.
     """
     async with _explained(schema):
         pattern = role_comment(schema, "%")
         logins = await _logins(connection, "LIKE $1", pattern.replace("_", "\\_"))
         await _drop_logins(connection, schema, logins)
 
+
+async def drop_roles(connection: Any, schema: str) -> None:
+    """Remove every role of the hive and end the sessions of its agents; best after the schema is dropped.
+
+    What the owner role still owns belongs to the administrator afterwards. A login that owns anything stays, and cannot
+    log in, and so does a group; a warning names it. Another database of the server in which one of the roles has
+    rights, or the owner role owns something, stops it: the error says which.
+    """
+    await drop_logins(connection, schema)
+    async with _explained(schema):
+
         async def change() -> None:
             await _lock(connection, schema)
-            for name in (await known_groups(connection, schema)).values():
-                await _drop_role(connection, name, heir="CURRENT_USER")
+            for kind, name in (await known_groups(connection, schema)).items():
+                await _join(connection, name)
+                if kind == "owner":
+                    await connection.execute(f"REASSIGN OWNED BY {quote(name)} TO CURRENT_USER")
+                elif await _stays(connection, name):
+                    continue
+                await _drop_role(connection, name)
 
         await change_tables(connection, change, what=f"removing the roles of schema {schema}")
 
@@ -307,26 +322,33 @@ async def _drop_logins(connection: Any, schema: str, logins: Sequence[str]) -> N
     async with connection.transaction():  # as ourselves again
         await _lock(connection, schema)
         for login in logins:
-            await _drop_login(connection, login)
+            if not await _stays(connection, login):
+                await _drop_role(connection, login)
 
 
-async def _drop_login(connection: Any, login: str) -> None:
-    # What it made is given to nobody: a function of its own would run with the heir's rights.
+async def _stays(connection: Any, role: str) -> bool:
+    """Whether agents made something that ``role`` owns; if so, says it."""
+    # What agents made, as themselves or as their group, is given to nobody: a function of theirs would run with the
+    # heir's rights.
     owned = await connection.fetchval(
         "SELECT count(*) FROM pg_catalog.pg_shdepend WHERE refclassid = 'pg_catalog.pg_authid'::regclass "
         "AND refobjid = to_regrole($1) AND deptype = 'o'",
-        quote(login),
+        quote(role),
     )
     if owned:
         logger.warning(
             "role %s may no longer log in, and stays: it owns %d object(s). "
             "Look at them, then run DROP OWNED BY and DROP ROLE in their database",
-            login,
+            role,
             owned,
         )
-        return
-    await connection.execute(f"DROP OWNED BY {quote(login)}")
-    await connection.execute(f"DROP ROLE {quote(login)}")
+    return bool(owned)
+
+
+async def _drop_role(connection: Any, role: str) -> None:
+    # What it was granted is revoked, in this database.
+    await connection.execute(f"DROP OWNED BY {quote(role)}")
+    await connection.execute(f"DROP ROLE {quote(role)}")
 
 
 async def _join(connection: Any, role: str) -> None:
@@ -334,14 +356,6 @@ async def _join(connection: Any, role: str) -> None:
     if await connection.fetchval("SELECT NOT pg_has_role($1, 'USAGE')", role):
         options = " WITH INHERIT TRUE, SET TRUE" if connection.get_server_version() >= (16,) else ""
         await connection.execute(f"GRANT {quote(role)} TO CURRENT_USER{options}")
-
-
-async def _drop_role(connection: Any, role: str, *, heir: str) -> None:
-    await _join(connection, role)
-    # The manual's way: what it owns goes to the heir, what it was granted is revoked, in this database.
-    await connection.execute(f"REASSIGN OWNED BY {quote(role)} TO {heir}")
-    await connection.execute(f"DROP OWNED BY {quote(role)}")
-    await connection.execute(f"DROP ROLE {quote(role)}")
 
 
 @contextlib.asynccontextmanager

@@ -335,3 +335,20 @@ async def test_what_an_agent_made_is_given_to_nobody(postgres_url: str, scope: H
         await hive.admin.execute("DROP SCHEMA theirs CASCADE")
         await hive.admin.execute(f"DROP OWNED BY {login}; DROP ROLE {login}")
         stranger.terminate()
+
+
+async def test_what_agents_made_as_their_group_is_given_to_nobody(postgres_url: str, scope: HiveScope) -> None:
+    async with hive_with_roles(postgres_url, "superuser", scope) as hive:
+        group = role_names(hive.schema).agents
+        login = await ensure_agent(hive.admin, hive.schema, "mallory", PASSWORD)
+        await hive.admin.execute(f"CREATE SCHEMA theirs; GRANT ALL ON SCHEMA theirs TO {group}")
+        async with asyncio.timeout(20):
+            stranger = await asyncpg.connect(as_role(postgres_url, login, PASSWORD))
+            await stranger.execute(
+                f"SET ROLE {group}; CREATE FUNCTION theirs.who() RETURNS text LANGUAGE sql SECURITY DEFINER "
+                "AS 'SELECT current_user::text'"
+            )
+            await drop_roles(hive.admin, hive.schema)
+        assert await hive.admin.fetchval("SELECT theirs.who()") == group
+        await hive.admin.execute(f"DROP SCHEMA theirs CASCADE; DROP OWNED BY {group}; DROP ROLE {group}")
+        stranger.terminate()
