@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from agenthive.store.errors import StorePermissionError, translate
-from agenthive.store.locks import change_tables
+from agenthive.store.locks import change_tables, plain_names
 from agenthive.store.naming import lock_key, quote
 from agenthive.store.role_script import (
     RoleNames,
@@ -101,7 +101,8 @@ async def ensure_roles(connection: Any, schema: str) -> None:
     that run with such a login go on.
     """
     async with _explained(schema):
-        found = await _look(connection, schema)
+        async with plain_names(connection):
+            found = await _look(connection, schema)
         if found.owned and _is_current(schema, found):
             return
 
@@ -174,7 +175,7 @@ async def ensure_agent(
     script = agent_sql(
         schema, agent, literal(scram_verifier(password)), generation=generation, connection_limit=connection_limit
     )
-    async with _explained(schema), connection.transaction():
+    async with _explained(schema), plain_names(connection):
         await _lock(connection, schema)
         await connection.execute(script)
     return agent_role(schema, agent, generation)
@@ -186,7 +187,7 @@ async def known_agents(connection: Any, schema: str) -> dict[str, str]:
     Empty if the hive has no such table.
     """
     table = f"{quote(schema)}.database_roles"
-    async with _explained(schema), connection.transaction():
+    async with _explained(schema), plain_names(connection):
         if await connection.fetchval("SELECT to_regclass($1) IS NULL", table):
             return {}
         rows = await connection.fetch(
@@ -198,7 +199,7 @@ async def known_agents(connection: Any, schema: str) -> dict[str, str]:
 async def known_groups(connection: Any, schema: str) -> dict[str, str]:
     """Kind (``owner``, ``agents``, ``readonly``) → role, of those that are there."""
     names = asdict(role_names(schema))
-    async with _explained(schema), connection.transaction():
+    async with _explained(schema), plain_names(connection):
         rows = await connection.fetch(
             "SELECT rolname FROM pg_catalog.pg_roles WHERE rolname = ANY($1)", list(names.values())
         )
@@ -292,11 +293,12 @@ async def _lock(connection: Any, schema: str) -> None:
 
 async def _logins(connection: Any, test: str, comment: str) -> list[str]:
     """The logins whose comment matches, sorted."""
-    rows = await connection.fetch(
-        "SELECT r.rolname FROM pg_catalog.pg_roles r JOIN pg_catalog.pg_shdescription d ON d.objoid = r.oid "  # noqa: S608
-        f"AND d.classoid = 'pg_catalog.pg_authid'::regclass WHERE d.description {test} ORDER BY 1",
-        comment,
-    )
+    async with plain_names(connection):
+        rows = await connection.fetch(
+            "SELECT r.rolname FROM pg_catalog.pg_roles r JOIN pg_catalog.pg_shdescription d ON d.objoid = r.oid "  # noqa: S608
+            f"AND d.classoid = 'pg_catalog.pg_authid'::regclass WHERE d.description {test} ORDER BY 1",
+            comment,
+        )
     return [row["rolname"] for row in rows]
 
 
@@ -304,22 +306,23 @@ async def _drop_logins(connection: Any, schema: str, logins: Sequence[str]) -> N
     if not logins:
         return
     table = f"{quote(schema)}.database_roles"
-    async with connection.transaction():
+    async with plain_names(connection):
         for login in logins:
             await connection.execute(f"ALTER ROLE {quote(login)} NOLOGIN")
             await _join(connection, login)
     # Nobody gets in any more: end who is in, before anything waits for a lock of theirs.
-    await connection.fetch(
-        "SELECT pg_terminate_backend(pid, $2) FROM pg_catalog.pg_stat_activity WHERE usename = ANY($1)",
-        list(logins),
-        _END_SESSIONS_MS,
-    )
-    async with connection.transaction():
+    async with plain_names(connection):
+        await connection.fetch(
+            "SELECT pg_terminate_backend(pid, $2) FROM pg_catalog.pg_stat_activity WHERE usename = ANY($1)",
+            list(logins),
+            _END_SESSIONS_MS,
+        )
+    async with plain_names(connection):
         await _lock(connection, schema)
         if await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", table):
             await become_owner(connection, schema)
             await connection.execute(f"DELETE FROM {table} WHERE role = ANY($1)", list(logins))  # noqa: S608
-    async with connection.transaction():  # as ourselves again
+    async with plain_names(connection):  # as ourselves again
         await _lock(connection, schema)
         for login in logins:
             if not await _stays(connection, login):

@@ -60,7 +60,9 @@ async def test_everything_belongs_to_the_owner_and_repeating_is_one_look(hive: H
     )  # fmt: skip
     assert rows == []
     before = await facts(hive.admin, hive.schema)
-    assert len(await count_statements(hive.admin, ensure_roles(hive.admin, hive.schema))) == 1
+    seen = await count_statements(hive.admin, ensure_roles(hive.admin, hive.schema))
+    assert len([query for query in seen if "pg_catalog.pg" in query]) == 1
+    assert len(seen) == 4, "and its transaction"
     assert await upgrade(hive.admin_url, hive.schema) == []
     assert await facts(hive.admin, hive.schema) == before
 
@@ -335,6 +337,41 @@ async def test_what_an_agent_made_is_given_to_nobody(postgres_url: str, scope: H
         await hive.admin.execute("DROP SCHEMA theirs CASCADE")
         await hive.admin.execute(f"DROP OWNED BY {login}; DROP ROLE {login}")
         stranger.terminate()
+
+
+async def test_no_function_of_an_agent_runs_as_the_administrator(postgres_url: str, scope: HiveScope) -> None:
+    async with hive_with_roles(postgres_url, "superuser", scope) as hive:
+        await hive.admin.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")  # as databases of 14 have it
+        login = await ensure_agent(hive.admin, hive.schema, "mallory", PASSWORD)
+        mallory = await asyncpg.connect(as_role(postgres_url, login, PASSWORD))
+        calls = {
+            "format(text, aclitem[])": "text", "format(text, name)": "text", "pg_has_role(oid, text)": "boolean",
+            "has_database_privilege(oid, name, text)": "boolean", "pg_get_userbyid(name)": "name",
+            "has_database_privilege(name, name, text)": "boolean", "to_regclass(character varying)": "regclass",
+        }  # fmt: skip
+        for signature, result in calls.items():
+            await mallory.execute(
+                f"CREATE FUNCTION public.{signature} RETURNS {result} LANGUAGE plpgsql AS "
+                "$$ BEGIN RAISE 'a trap ran as %', current_user; END $$"
+            )
+        await mallory.execute(
+            "CREATE FUNCTION public.trap(name, text) RETURNS boolean LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE 'a trap ran as %', current_user; END $$;"
+            "CREATE OPERATOR public.= (LEFTARG = name, RIGHTARG = text, FUNCTION = public.trap);"
+            "CREATE OPERATOR public.<> (LEFTARG = name, RIGHTARG = text, FUNCTION = public.trap)"
+        )
+        await mallory.close()
+        await ensure_roles(hive.admin, hive.schema)
+        await hive.admin.execute(f"REVOKE SELECT ON {hive.schema}.outbox FROM {role_names(hive.schema).agents}")
+        await ensure_roles(hive.admin, hive.schema)
+        await upgrade(hive.admin_url, hive.schema)
+        await ensure_agent(hive.admin, hive.schema, "anna", PASSWORD)
+        assert len(await known_agents(hive.admin, hive.schema)) == 2
+        other = f"{hive.schema}_b"
+        await ensure_roles(hive.admin, other)
+        await drop_agent(hive.admin, hive.schema, "anna")
+        await drop_roles(hive.admin, other)
+        await hive.admin.execute(f"DROP SCHEMA {other}; DROP OWNED BY {login} CASCADE")
 
 
 async def test_what_agents_made_as_their_group_is_given_to_nobody(postgres_url: str, scope: HiveScope) -> None:
