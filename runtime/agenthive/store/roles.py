@@ -93,24 +93,29 @@ SELECT
 """
 
 
-async def ensure_roles(connection: Any, schema: str) -> None:
+async def ensure_roles(connection: Any, schema: str, *, also: Sequence[str] = ()) -> None:
     """Make the hive's owner and group roles, give schema and tables to the owner, set all rights and policies.
 
     One look-up when nothing is to be done. Without the schema it makes it; tables that come later get their rights
     from the upgrade that makes them. Whoever owned the tables becomes a member of the owner role, so that processes
-    that run with such a login go on.
+    that run with such a login go on; and so does each login of ``also`` that is there, in the same transaction:
+    row-level security hides all rows from who is neither.
     """
     async with _explained(schema):
         async with plain_names(connection):
             found = await _look(connection, schema)
-        if found.owned and _is_current(schema, found):
-            return
+            if found.owned and _is_current(schema, found) and not await _strangers(connection, schema, also):
+                return
 
         async def change() -> None:
             await _lock(connection, schema)
             now = await _look(connection, schema)
             if not now.owned:
                 await connection.execute(groups_sql(schema))
+            options = " WITH INHERIT TRUE, SET TRUE" if _is_recent(connection) else ""
+            for user in await _strangers(connection, schema, also):
+                owner = role_names(schema).owner
+                await connection.execute(f"GRANT {quote(owner)} TO {quote(user)}{options}")
             await _set_rights(connection, schema)
 
         await change_tables(connection, change, what=f"setting the rights in schema {schema}")
@@ -139,7 +144,7 @@ async def become_owner(connection: Any, schema: str) -> bool:
     """
     owner = role_names(schema).owner
     # Before 16 membership alone allows SET ROLE; the word for it is not known there.
-    right = "SET" if connection.get_server_version() >= (16,) else "MEMBER"
+    right = "SET" if _is_recent(connection) else "MEMBER"
     if not await connection.fetchval(
         "SELECT count(*) > 0 FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_roles r ON r.oid = n.nspowner "
         "WHERE n.nspname = $1 AND r.rolname = $2 AND pg_has_role(r.oid, $3)",
@@ -258,6 +263,25 @@ async def _look(connection: Any, schema: str) -> _Found:
     return _Found(bool(row[0]), row[1], row[2])
 
 
+async def _strangers(connection: Any, schema: str, users: Sequence[str]) -> list[str]:
+    """Those of ``users`` that do not act as the owner role."""
+    if not users:
+        return []
+    # Before 16 what a role inherits is its own affair.
+    right = "USAGE" if _is_recent(connection) else "MEMBER"
+    rows = await connection.fetch(
+        "SELECT rolname FROM pg_catalog.pg_roles WHERE rolname = ANY($1) AND NOT rolsuper"
+        " AND NOT pg_has_role(rolname, $2, $3) ORDER BY 1",
+        list(users), role_names(schema).owner, right,
+    )  # fmt: skip
+    return [row["rolname"] for row in rows]
+
+
+def _is_recent(connection: Any) -> bool:
+    """Whether a membership says what it is good for."""
+    return bool(connection.get_server_version() >= (16,))
+
+
 def _is_current(schema: str, found: _Found) -> bool:
     """Whether rights and policies are as they were left, and were left as this code would."""
     return found.facts is not None and found.marker == _marker(schema, found.facts)
@@ -357,7 +381,7 @@ async def _drop_role(connection: Any, role: str) -> None:
 async def _join(connection: Any, role: str) -> None:
     """Become a member of ``role``, which ending its sessions and taking over what it owns asks for."""
     if await connection.fetchval("SELECT NOT pg_has_role($1, 'USAGE')", role):
-        options = " WITH INHERIT TRUE, SET TRUE" if connection.get_server_version() >= (16,) else ""
+        options = " WITH INHERIT TRUE, SET TRUE" if _is_recent(connection) else ""
         await connection.execute(f"GRANT {quote(role)} TO CURRENT_USER{options}")
 
 

@@ -339,6 +339,35 @@ async def test_what_an_agent_made_is_given_to_nobody(postgres_url: str, scope: H
         stranger.terminate()
 
 
+async def test_a_login_that_reads_on_never_finds_its_rows_gone(
+    postgres_url: str, scope: HiveScope, unique: str
+) -> None:
+    schema, app = schema_name(scope), f"app_{unique}"
+    root = await asyncpg.connect(postgres_url)
+    await upgrade(postgres_url, schema)
+    await root.execute(
+        f"CREATE ROLE {app} LOGIN PASSWORD '{PASSWORD}'; GRANT USAGE ON SCHEMA {schema} TO {app};"
+        f"GRANT ALL ON ALL TABLES IN SCHEMA {schema} TO {app}"
+    )
+    async with await Store.connect(as_role(postgres_url, app, PASSWORD), scope, agent="librarian") as pod:
+        await pod.state.set("k", 1)
+        seen: set[object] = set()
+        work = asyncio.create_task(ensure_roles(root, schema, also=[app, "nobody-of-this-name"]))
+        while not work.done():
+            seen.add(await pod.state.get("k", default="gone"))
+        await work
+        seen.add(await pod.state.get("k", default="gone"))
+        assert seen == {1}
+        owner = role_names(schema).owner
+        await root.execute(f"REVOKE {owner} FROM {app}")
+        await ensure_roles(root, schema, also=[app])
+        assert await pod.state.get("k") == 1, "also where all else is as it should be"
+    await root.execute(f"DROP SCHEMA {schema} CASCADE")
+    await drop_roles(root, schema)
+    await root.execute(f"DROP OWNED BY {app}; DROP ROLE {app}")
+    await root.close()
+
+
 async def test_no_function_of_an_agent_runs_as_the_administrator(postgres_url: str, scope: HiveScope) -> None:
     async with hive_with_roles(postgres_url, "superuser", scope) as hive:
         await hive.admin.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")  # as databases of 14 have it
