@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlunsplit
 
-from agenthive.store.database import Address, connect_once
+from agenthive.store.database import Address, close_once, connect_once
 from agenthive.store.errors import StoreError, StorePermissionError, StoreUnavailable
 from agenthive.store.roles import agent_role, drop_agent, ensure_agent, ensure_roles, known_agents, role_names
 from agenthive.urls import split_url
-from agenthive_operator.backends.postgres import CLIENT_NAME, FIELDS, PROBE_SECONDS, Access
+from agenthive_operator.backends.postgres import CLIENT_NAME, FIELDS, Access
 from agenthive_operator.backends.reports import SchemaReport
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class HiveLogins:
                         there.discard(agent)
                 return await self._make(connection, access, schema, there, on_ready)
             finally:
-                await connection.close(timeout=PROBE_SECONDS)
+                await close_once(connection)
         except StoreError as error:
             return report_of(error)
 
@@ -169,7 +169,7 @@ class HiveLogins:
                 "lead to the same database; let pg_hba.conf in, and PgBouncer by auth_query, the members of role "
                 f"{role_names(schema).agents}; or leave adminUrlSecretRef out, and agents use the hive's own login",
             )
-        await connection.close(timeout=PROBE_SECONDS)
+        await close_once(connection)
         self._proven = True
         return None
 

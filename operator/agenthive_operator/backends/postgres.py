@@ -13,7 +13,7 @@ import asyncpg
 
 from agenthive.settings import HiveScope, PostgresPool, Retention
 from agenthive.store import Store, schema_name, schema_status, upgrade
-from agenthive.store.database import Address, connect_once
+from agenthive.store.database import Address, close_once, connect_once
 from agenthive.store.errors import (
     InvalidValue,
     SchemaTooNew,
@@ -166,7 +166,7 @@ async def probe(url: str, *, shown: str | None = None) -> StoreReport:
                 number, full_version, room = await connection.fetchrow(_LOOK) or (0, "", None)
                 version = str(full_version).split(" ", maxsplit=1)[0]
             finally:
-                await connection.close(timeout=PROBE_SECONDS)
+                await close_once(connection)
     except (StoreError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
         return StoreReport(False, reason_of(error), _text(error), endpoint)
     if number // 10_000 < OLDEST:
@@ -208,4 +208,4 @@ async def remove_schema(url: str, schema: str, *, roles: bool = False) -> None:
         if roles:  # last, for the owner role owns nothing any more that an heir would have to be found for
             await drop_roles(connection, schema)
     finally:
-        await connection.close(timeout=PROBE_SECONDS)
+        await close_once(connection)

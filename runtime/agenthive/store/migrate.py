@@ -23,7 +23,7 @@ from typing import Any
 import asyncpg
 
 from agenthive.store.chain import TOOL, Event, follow, person, start
-from agenthive.store.database import Address, connect_once
+from agenthive.store.database import Address, close_once, connect_once
 from agenthive.store.errors import (
     MigrationError,
     SchemaMissing,
@@ -182,7 +182,7 @@ async def schema_status(url: str, schema: str) -> SchemaStatus:
     except asyncpg.PostgresError as error:
         raise translate(error, address.where) from error
     finally:
-        await connection.close()
+        await close_once(connection)
     known = migrations()
     current = max(applied, default=0)
     missing = () if current > len(known) else pending(known, applied, schema)
@@ -226,7 +226,7 @@ async def upgrade(url: str, schema: str) -> list[Migration]:
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise translate(error, address.where) from error
     finally:
-        await connection.close(timeout=5)
+        await close_once(connection)
     return done
 
 
