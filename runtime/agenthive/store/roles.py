@@ -119,6 +119,8 @@ async def ensure_roles(connection: Any, schema: str, *, also: Sequence[str] = ()
             await _set_rights(connection, schema)
 
         await change_tables(connection, change, what=f"setting the rights in schema {schema}")
+        async with plain_names(connection):
+            await _tell_if_public_is_open(connection, schema)
 
 
 async def secure_tables(connection: Any, schema: str) -> None:
@@ -261,6 +263,20 @@ async def _look(connection: Any, schema: str) -> _Found:
         _LOOK, schema, names.owner, names.agents, names.readonly, f"{quote(schema)}.database_roles"
     )
     return _Found(bool(row[0]), row[1], row[2])
+
+
+async def _tell_if_public_is_open(connection: Any, schema: str) -> None:
+    """A schema in which agents may make objects is a way to run code as others. Ours to say, not ours to close."""
+    if await connection.fetchval(
+        "SELECT has_schema_privilege($1, oid, 'CREATE') FROM pg_catalog.pg_namespace WHERE nspname = 'public'",
+        role_names(schema).agents,
+    ):
+        logger.warning(
+            "agents of schema %s may create objects in the schema public, where a function of theirs may be run by "
+            "others in place of PostgreSQL's: unless somebody relies on it, run there "
+            "REVOKE CREATE ON SCHEMA public FROM PUBLIC",
+            schema,
+        )
 
 
 async def _strangers(connection: Any, schema: str, users: Sequence[str]) -> list[str]:

@@ -368,7 +368,9 @@ async def test_a_login_that_reads_on_never_finds_its_rows_gone(
     await root.close()
 
 
-async def test_no_function_of_an_agent_runs_as_the_administrator(postgres_url: str, scope: HiveScope) -> None:
+async def test_no_function_of_an_agent_runs_as_the_administrator(
+    postgres_url: str, scope: HiveScope, caplog: pytest.LogCaptureFixture
+) -> None:
     async with hive_with_roles(postgres_url, "superuser", scope) as hive:
         await hive.admin.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")  # as databases of 14 have it
         login = await ensure_agent(hive.admin, hive.schema, "mallory", PASSWORD)
@@ -391,13 +393,16 @@ async def test_no_function_of_an_agent_runs_as_the_administrator(postgres_url: s
         )
         await mallory.close()
         await ensure_roles(hive.admin, hive.schema)
+        assert "schema public" not in caplog.text, "said when something is set right, and not with every look"
         await hive.admin.execute(f"REVOKE SELECT ON {hive.schema}.outbox FROM {role_names(hive.schema).agents}")
         await ensure_roles(hive.admin, hive.schema)
         await upgrade(hive.admin_url, hive.schema)
         await ensure_agent(hive.admin, hive.schema, "anna", PASSWORD)
         assert len(await known_agents(hive.admin, hive.schema)) == 2
         other = f"{hive.schema}_b"
+        caplog.clear()
         await ensure_roles(hive.admin, other)
+        assert "REVOKE CREATE ON SCHEMA public FROM PUBLIC" in caplog.text
         await drop_agent(hive.admin, hive.schema, "anna")
         await drop_roles(hive.admin, other)
         await hive.admin.execute(f"DROP SCHEMA {other}; DROP OWNED BY {login} CASCADE")
