@@ -11,14 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlunsplit
 
-import asyncpg
-
-from agenthive.store.database import Address, connect_once
-from agenthive.store.errors import StoreError, StorePermissionError, StoreUnavailable, translate
-from agenthive.store.naming import quote as quoted
+from agenthive.store.database import Address, close_once, connect_once
+from agenthive.store.errors import StoreError, StorePermissionError, StoreUnavailable
 from agenthive.store.roles import agent_role, drop_agent, ensure_agent, ensure_roles, known_agents, role_names
 from agenthive.urls import split_url
-from agenthive_operator.backends.postgres import CLIENT_NAME, FIELDS, PROBE_SECONDS, Access
+from agenthive_operator.backends.postgres import CLIENT_NAME, FIELDS, Access
 from agenthive_operator.backends.reports import SchemaReport
 
 logger = logging.getLogger(__name__)
@@ -98,8 +95,9 @@ class HiveLogins:
         try:
             connection = await connect_once(Address.parse(access.admin), CLIENT_NAME)
             try:
-                await ensure_roles(connection, schema)
-                await adopt(connection, schema, user_of(access.url))
+                # The hive's own login, which command lines use, acts as the owner: it may not be who migrates.
+                user = user_of(access.url)
+                await ensure_roles(connection, schema, also=[user] if user else [])
                 there = set((await known_agents(connection, schema)).values())
                 for agent in sorted(there - self._wishes.keys()):
                     if await is_gone(agent):
@@ -107,7 +105,7 @@ class HiveLogins:
                         there.discard(agent)
                 return await self._make(connection, access, schema, there, on_ready)
             finally:
-                await connection.close(timeout=PROBE_SECONDS)
+                await close_once(connection)
         except StoreError as error:
             return report_of(error)
 
@@ -171,27 +169,9 @@ class HiveLogins:
                 "lead to the same database; let pg_hba.conf in, and PgBouncer by auth_query, the members of role "
                 f"{role_names(schema).agents}; or leave adminUrlSecretRef out, and agents use the hive's own login",
             )
-        await connection.close(timeout=PROBE_SECONDS)
+        await close_once(connection)
         self._proven = True
         return None
-
-
-async def adopt(connection: Any, schema: str, user: str | None) -> None:
-    """Let the hive's own login, which command lines use, act as the schema's owner: it may not be who migrates."""
-    owner = role_names(schema).owner
-    # Before 16 what a role inherits is its own affair.
-    recent = connection.get_server_version() >= (16,)
-    right, options = ("USAGE", " WITH INHERIT TRUE, SET TRUE") if recent else ("MEMBER", "")
-    try:
-        missing = await connection.fetchval(
-            "SELECT count(*) > 0 FROM pg_catalog.pg_roles WHERE rolname = $1 AND NOT rolsuper"
-            " AND NOT pg_has_role(rolname, $2, $3)",
-            user, owner, right,
-        )  # fmt: skip
-        if user is not None and missing:
-            await connection.execute(f"GRANT {quoted(owner)} TO {quoted(user)}{options}")
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise translate(error, f"the server of schema {schema}") from error
 
 
 def report_of(error: StoreError) -> SchemaReport:

@@ -13,7 +13,7 @@ import asyncpg
 
 from agenthive.settings import HiveScope, PostgresPool, Retention
 from agenthive.store import Store, schema_name, schema_status, upgrade
-from agenthive.store.database import Address, connect_once
+from agenthive.store.database import Address, close_once, connect_once
 from agenthive.store.errors import (
     InvalidValue,
     SchemaTooNew,
@@ -23,8 +23,9 @@ from agenthive.store.errors import (
     StoreUnavailable,
     sqlstate,
 )
+from agenthive.store.locks import change_tables
 from agenthive.store.naming import quote
-from agenthive.store.roles import drop_roles
+from agenthive.store.roles import drop_logins, drop_roles
 from agenthive_operator.backends.reports import PostgresReport, SchemaReport, StoreReport, endpoint_of
 from agenthive_operator.backends.upkeep import Upkeep
 
@@ -165,7 +166,7 @@ async def probe(url: str, *, shown: str | None = None) -> StoreReport:
                 number, full_version, room = await connection.fetchrow(_LOOK) or (0, "", None)
                 version = str(full_version).split(" ", maxsplit=1)[0]
             finally:
-                await connection.close(timeout=PROBE_SECONDS)
+                await close_once(connection)
     except (StoreError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
         return StoreReport(False, reason_of(error), _text(error), endpoint)
     if number // 10_000 < OLDEST:
@@ -198,7 +199,13 @@ async def remove_schema(url: str, schema: str, *, roles: bool = False) -> None:
     connection = await connect_once(Address.parse(url), CLIENT_NAME)
     try:
         if roles:  # first, for it ends the sessions of agents, whose locks would be waited for
+            await drop_logins(connection, schema)
+
+        async def drop() -> None:
+            await connection.execute(f"DROP SCHEMA IF EXISTS {quote(schema)} CASCADE")
+
+        await change_tables(connection, drop, what=f"dropping schema {schema}")
+        if roles:  # last, for the owner role owns nothing any more that an heir would have to be found for
             await drop_roles(connection, schema)
-        await connection.execute(f"DROP SCHEMA IF EXISTS {quote(schema)} CASCADE")
     finally:
-        await connection.close(timeout=PROBE_SECONDS)
+        await close_once(connection)

@@ -180,7 +180,9 @@ class AgentReconciler:
         if not hive.spec.postgres.mints_logins:
             return state.postgres_url or known
         of = Key("AgentHive", key.namespace, hive.metadata.name)
-        login, is_news = self._context.logins.want(key, of, schema_name(scope_of(hive)), known)
+        login, is_news = self._context.logins.want(
+            key, of, schema_name(scope_of(hive)), known, server=state.postgres_url
+        )
         if is_news:
             self._context.postgres.poke(of)
         return with_login(state.postgres_url, login) if state.postgres_url and login else known

@@ -33,8 +33,11 @@ class Logins:
         self._queue = queue
         self._hives: dict[Key, HiveLogins] = {}
         self._hive_of: dict[Key, Key] = {}
+        self._servers: dict[Key, str] = {}
 
-    def want(self, agent: Key, hive: Key, schema: str, url: str | None) -> tuple[Login | None, bool]:
+    def want(
+        self, agent: Key, hive: Key, schema: str, url: str | None, *, server: str | None
+    ) -> tuple[Login | None, bool]:
         """The login that an Agent's pods may use; None while the server is not known to let it in.
 
         Args:
@@ -42,6 +45,7 @@ class Logins:
             hive: Its hive.
             schema: The hive's schema.
             url: What the Agent's Secret holds, if it is there: its password is kept if its user is the right one.
+            server: The hive's URL that the login is to go with: what was found at another one does not count.
 
         Returns:
             The login, and whether the server is to be looked at: this wish is news.
@@ -56,10 +60,14 @@ class Logins:
         else:
             login, fresh = Login(role, logins.wished(agent.name) or secrets.token_urlsafe(PASSWORD_BYTES)), True
         news = logins.wish(agent.name, login.password, fresh=fresh)
-        return (login if logins.is_ready(agent.name, login.password) else None), news
+        proven = server is not None and self._servers.get(hive) == server
+        return (login if proven and logins.is_ready(agent.name, login.password) else None), news
 
-    async def sync(self, hive: Key, access: Access, schema: str) -> SchemaReport | None:
-        """Make what is wanted, drop what nobody needs any more; returns what went wrong, if something did."""
+    async def sync(self, hive: Key, access: Access, schema: str, *, shown: str) -> SchemaReport | None:
+        """Make what is wanted, drop what nobody needs any more; returns what went wrong, if something did.
+
+        ``access`` is dialled; ``shown`` is its ``url`` as the hive's Secret has it.
+        """
 
         async def is_gone(agent: str) -> bool:
             return await self._is_gone(agent, hive)
@@ -68,6 +76,7 @@ class Logins:
             self._queue.add(Key("Agent", hive.namespace, agent))
 
         logins = self._hives.setdefault(hive, HiveLogins())
+        self._servers[hive] = shown  # nothing is awaited until ``logins`` forgets what it knew of another
         return await logins.sync(access, schema, is_gone=is_gone, on_ready=on_ready)
 
     def forget(self, agent: Key) -> Key | None:
@@ -80,6 +89,7 @@ class Logins:
     def forget_hive(self, hive: Key) -> None:
         """The hive is gone."""
         self._hives.pop(hive, None)
+        self._servers.pop(hive, None)
 
     async def _is_gone(self, agent: str, hive: Key) -> bool:
         """Whether no Agent of this name is in the hive, and no pod of it left. Only the API server's word counts."""

@@ -143,7 +143,7 @@ class Stores:
                 report = await schemas.check(dialled, scope, shown=access.url)
                 if not report.schema.ok or access.admin is None:
                     return report
-                problem = await self._context.logins.sync(key, dialled, schema_name(scope))
+                problem = await self._context.logins.sync(key, dialled, schema_name(scope), shown=access.url)
                 return report if problem is None else replace(report, schema=problem)
 
         report = monitor.watch(key, (access, scope), check)

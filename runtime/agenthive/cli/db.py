@@ -106,7 +106,7 @@ async def _print_roles_sql(chosen: Chosen, agents: tuple[str, ...]) -> None:
 
 
 async def _list_roles(chosen: Chosen) -> None:
-    from agenthive.store.database import Address, connect_once  # noqa: PLC0415 - as above
+    from agenthive.store.database import Address, close_once, connect_once  # noqa: PLC0415 - as above
     from agenthive.store.roles import known_agents, known_groups  # noqa: PLC0415 - as above
 
     url, schema = await _target(chosen)
@@ -115,7 +115,7 @@ async def _list_roles(chosen: Chosen) -> None:
         groups = await known_groups(connection, schema)
         agents = await known_agents(connection, schema)
     finally:
-        await connection.close(timeout=5)
+        await close_once(connection)
     found: list[tuple[str, str, str | None]] = [(role, kind, None) for kind, role in groups.items()]
     found += [(role, "agent", agent) for role, agent in agents.items()]
     if chosen.json:

@@ -167,6 +167,18 @@ async def connect_once(address: Address, application_name: str) -> asyncpg.Conne
         raise _connect_error(error, address) from error
 
 
+async def close_once(connection: asyncpg.Connection[asyncpg.Record], timeout: float = _CLOSE_SECONDS) -> None:
+    """Close a connection of ``connect_once``; cut it after ``timeout`` seconds.
+
+    Raises nothing for a server that is gone or hangs, lest that hide what was found or what went wrong before.
+    """
+    try:
+        await connection.close(timeout=timeout)
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        logger.info("a connection to PostgreSQL was cut and not closed: %s", str(error) or type(error).__name__)
+        connection.terminate()
+
+
 def _connect_error(error: BaseException, address: Address) -> Exception:
     if isinstance(error, TimeoutError):
         return StoreUnavailable(

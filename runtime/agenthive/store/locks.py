@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from agenthive.store.database import backoff
@@ -20,10 +21,22 @@ LOCK_SECONDS = 1.0
 PATIENCE_SECONDS = 600.0
 
 
+@contextlib.asynccontextmanager
+async def plain_names(connection: Any) -> AsyncIterator[None]:
+    """A transaction in which a function or operator without a schema is PostgreSQL's own.
+
+    Where anybody may create objects in ``public``, one that fits a call better would run as whoever calls, who may be
+    an administrator. Not for the session: a PgBouncer that pools transactions would hand that to the next client.
+    """
+    async with connection.transaction():
+        await connection.execute("SET LOCAL search_path = pg_catalog")
+        yield
+
+
 async def change_tables(
     connection: Any, work: Callable[[], Awaitable[T]], *, what: str, patience: float = PATIENCE_SECONDS
 ) -> T:
-    """Call ``work`` in a transaction that never waits longer than ``LOCK_SECONDS`` for a lock.
+    """Call ``work`` in a transaction of plain names that never waits longer than ``LOCK_SECONDS`` for a lock.
 
     One that does not get its locks is rolled back, which lets through what queued behind it, and tried again, as is
     one that lost a deadlock.
@@ -38,7 +51,7 @@ async def change_tables(
     give_up = loop.time() + patience
     for delay in backoff(first=0.1, most=2.0):
         try:
-            async with connection.transaction():
+            async with plain_names(connection):
                 await connection.execute(f"SET LOCAL lock_timeout = {int(LOCK_SECONDS * 1000)}")
                 return await work()
         except Exception as error:

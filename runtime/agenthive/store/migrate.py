@@ -23,7 +23,7 @@ from typing import Any
 import asyncpg
 
 from agenthive.store.chain import TOOL, Event, follow, person, start
-from agenthive.store.database import Address, connect_once
+from agenthive.store.database import Address, close_once, connect_once
 from agenthive.store.errors import (
     MigrationError,
     SchemaMissing,
@@ -33,7 +33,7 @@ from agenthive.store.errors import (
     is_lock_timeout,
     translate,
 )
-from agenthive.store.locks import change_tables
+from agenthive.store.locks import change_tables, plain_names
 from agenthive.store.naming import lock_key, quote
 from agenthive.store.partitions import maintain_partitions
 from agenthive.store.roles import become_owner, role_names, secure_tables
@@ -177,12 +177,12 @@ async def schema_status(url: str, schema: str) -> SchemaStatus:
     address = Address.parse(url)
     connection = await connect_once(address, "agenthive db status")
     try:
-        async with connection.transaction():  # for PgBouncer, which may send each statement elsewhere
+        async with plain_names(connection):  # a transaction for PgBouncer, which may send each statement elsewhere
             applied = await applied_versions(connection, schema)
     except asyncpg.PostgresError as error:
         raise translate(error, address.where) from error
     finally:
-        await connection.close()
+        await close_once(connection)
     known = migrations()
     current = max(applied, default=0)
     missing = () if current > len(known) else pending(known, applied, schema)
@@ -226,7 +226,7 @@ async def upgrade(url: str, schema: str) -> list[Migration]:
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise translate(error, address.where) from error
     finally:
-        await connection.close(timeout=5)
+        await close_once(connection)
     return done
 
 
@@ -237,7 +237,7 @@ async def _tell_audit(connection: Any, schema: str, done: list[Migration]) -> No
     chain = f"{TOOL}/upgrade/{socket.gethostname()}/{secrets.token_hex(6)}"
     columns = [[value] for value in follow(chain, TOOL, person(), start(chain), [event])[0]]
     try:
-        async with connection.transaction():
+        async with plain_names(connection):
             await become_owner(connection, schema)
             await connection.execute(AuditSql(schema).insert, *columns)
     except asyncpg.PostgresError as error:

@@ -289,6 +289,7 @@ def roles_sql(schema: str, agents: Iterable[str] = ()) -> str:
 \\set ON_ERROR_STOP on
 BEGIN;
 SET LOCAL client_min_messages = warning;
+SET LOCAL search_path = pg_catalog;  -- no function of somebody else's runs as whoever runs this
 {groups_sql(schema)}
 SET LOCAL ROLE {owner};
 {grants_sql(schema)}

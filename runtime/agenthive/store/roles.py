@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from agenthive.store.errors import StorePermissionError, translate
-from agenthive.store.locks import change_tables
+from agenthive.store.locks import change_tables, plain_names
 from agenthive.store.naming import lock_key, quote
 from agenthive.store.role_script import (
     RoleNames,
@@ -37,6 +37,7 @@ __all__ = [
     "agent_role",
     "become_owner",
     "drop_agent",
+    "drop_logins",
     "drop_roles",
     "ensure_agent",
     "ensure_roles",
@@ -92,26 +93,34 @@ SELECT
 """
 
 
-async def ensure_roles(connection: Any, schema: str) -> None:
+async def ensure_roles(connection: Any, schema: str, *, also: Sequence[str] = ()) -> None:
     """Make the hive's owner and group roles, give schema and tables to the owner, set all rights and policies.
 
     One look-up when nothing is to be done. Without the schema it makes it; tables that come later get their rights
     from the upgrade that makes them. Whoever owned the tables becomes a member of the owner role, so that processes
-    that run with such a login go on.
+    that run with such a login go on; and so does each login of ``also`` that is there, in the same transaction:
+    row-level security hides all rows from who is neither.
     """
     async with _explained(schema):
-        found = await _look(connection, schema)
-        if found.owned and _is_current(schema, found):
-            return
+        async with plain_names(connection):
+            found = await _look(connection, schema)
+            if found.owned and _is_current(schema, found) and not await _strangers(connection, schema, also):
+                return
 
         async def change() -> None:
             await _lock(connection, schema)
             now = await _look(connection, schema)
             if not now.owned:
                 await connection.execute(groups_sql(schema))
+            options = " WITH INHERIT TRUE, SET TRUE" if _is_recent(connection) else ""
+            for user in await _strangers(connection, schema, also):
+                owner = role_names(schema).owner
+                await connection.execute(f"GRANT {quote(owner)} TO {quote(user)}{options}")
             await _set_rights(connection, schema)
 
         await change_tables(connection, change, what=f"setting the rights in schema {schema}")
+        async with plain_names(connection):
+            await _tell_if_public_is_open(connection, schema)
 
 
 async def secure_tables(connection: Any, schema: str) -> None:
@@ -137,7 +146,7 @@ async def become_owner(connection: Any, schema: str) -> bool:
     """
     owner = role_names(schema).owner
     # Before 16 membership alone allows SET ROLE; the word for it is not known there.
-    right = "SET" if connection.get_server_version() >= (16,) else "MEMBER"
+    right = "SET" if _is_recent(connection) else "MEMBER"
     if not await connection.fetchval(
         "SELECT count(*) > 0 FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_roles r ON r.oid = n.nspowner "
         "WHERE n.nspname = $1 AND r.rolname = $2 AND pg_has_role(r.oid, $3)",
@@ -173,7 +182,7 @@ async def ensure_agent(
     script = agent_sql(
         schema, agent, literal(scram_verifier(password)), generation=generation, connection_limit=connection_limit
     )
-    async with _explained(schema), connection.transaction():
+    async with _explained(schema), plain_names(connection):
         await _lock(connection, schema)
         await connection.execute(script)
     return agent_role(schema, agent, generation)
@@ -185,7 +194,7 @@ async def known_agents(connection: Any, schema: str) -> dict[str, str]:
     Empty if the hive has no such table.
     """
     table = f"{quote(schema)}.database_roles"
-    async with _explained(schema), connection.transaction():
+    async with _explained(schema), plain_names(connection):
         if await connection.fetchval("SELECT to_regclass($1) IS NULL", table):
             return {}
         rows = await connection.fetch(
@@ -197,7 +206,7 @@ async def known_agents(connection: Any, schema: str) -> dict[str, str]:
 async def known_groups(connection: Any, schema: str) -> dict[str, str]:
     """Kind (``owner``, ``agents``, ``readonly``) → role, of those that are there."""
     names = asdict(role_names(schema))
-    async with _explained(schema), connection.transaction():
+    async with _explained(schema), plain_names(connection):
         rows = await connection.fetch(
             "SELECT rolname FROM pg_catalog.pg_roles WHERE rolname = ANY($1)", list(names.values())
         )
@@ -214,22 +223,36 @@ async def drop_agent(connection: Any, schema: str, agent: str) -> list[str]:
     return logins
 
 
-async def drop_roles(connection: Any, schema: str) -> None:
-    """Remove every role of the hive and end the sessions of its agents; before or after the schema is dropped.
+async def drop_logins(connection: Any, schema: str) -> None:
+    """Remove all logins of the hive's agents and end their sessions: so that nothing waits for a lock of theirs.
 
-    What the owner role owned belongs to the administrator afterwards. A login that owns anything stays, and cannot log
-    in; a warning names it. Another database of the server in which one of
-    the roles owns something, or has rights, stops it: the error says which.
+    One that owns anything stays, and cannot log in; a warning names it.
     """
     async with _explained(schema):
         pattern = role_comment(schema, "%")
         logins = await _logins(connection, "LIKE $1", pattern.replace("_", "\\_"))
         await _drop_logins(connection, schema, logins)
 
+
+async def drop_roles(connection: Any, schema: str) -> None:
+    """Remove every role of the hive and end the sessions of its agents; best after the schema is dropped.
+
+    What the owner role still owns belongs to the administrator afterwards. A login that owns anything stays, and cannot
+    log in, and so does a group; a warning names it. Another database of the server in which one of the roles has
+    rights, or the owner role owns something, stops it: the error says which.
+    """
+    await drop_logins(connection, schema)
+    async with _explained(schema):
+
         async def change() -> None:
             await _lock(connection, schema)
-            for name in (await known_groups(connection, schema)).values():
-                await _drop_role(connection, name, heir="CURRENT_USER")
+            for kind, name in (await known_groups(connection, schema)).items():
+                await _join(connection, name)
+                if kind == "owner":
+                    await connection.execute(f"REASSIGN OWNED BY {quote(name)} TO CURRENT_USER")
+                elif await _stays(connection, name):
+                    continue
+                await _drop_role(connection, name)
 
         await change_tables(connection, change, what=f"removing the roles of schema {schema}")
 
@@ -240,6 +263,39 @@ async def _look(connection: Any, schema: str) -> _Found:
         _LOOK, schema, names.owner, names.agents, names.readonly, f"{quote(schema)}.database_roles"
     )
     return _Found(bool(row[0]), row[1], row[2])
+
+
+async def _tell_if_public_is_open(connection: Any, schema: str) -> None:
+    """A schema in which agents may make objects is a way to run code as others. Ours to say, not ours to close."""
+    if await connection.fetchval(
+        "SELECT has_schema_privilege($1, oid, 'CREATE') FROM pg_catalog.pg_namespace WHERE nspname = 'public'",
+        role_names(schema).agents,
+    ):
+        logger.warning(
+            "agents of schema %s may create objects in the schema public, where a function of theirs may be run by "
+            "others in place of PostgreSQL's: unless somebody relies on it, run there "
+            "REVOKE CREATE ON SCHEMA public FROM PUBLIC",
+            schema,
+        )
+
+
+async def _strangers(connection: Any, schema: str, users: Sequence[str]) -> list[str]:
+    """Those of ``users`` that do not act as the owner role."""
+    if not users:
+        return []
+    # Before 16 what a role inherits is its own affair.
+    right = "USAGE" if _is_recent(connection) else "MEMBER"
+    rows = await connection.fetch(
+        "SELECT rolname FROM pg_catalog.pg_roles WHERE rolname = ANY($1) AND NOT rolsuper"
+        " AND NOT pg_has_role(rolname, $2, $3) ORDER BY 1",
+        list(users), role_names(schema).owner, right,
+    )  # fmt: skip
+    return [row["rolname"] for row in rows]
+
+
+def _is_recent(connection: Any) -> bool:
+    """Whether a membership says what it is good for."""
+    return bool(connection.get_server_version() >= (16,))
 
 
 def _is_current(schema: str, found: _Found) -> bool:
@@ -277,11 +333,12 @@ async def _lock(connection: Any, schema: str) -> None:
 
 async def _logins(connection: Any, test: str, comment: str) -> list[str]:
     """The logins whose comment matches, sorted."""
-    rows = await connection.fetch(
-        "SELECT r.rolname FROM pg_catalog.pg_roles r JOIN pg_catalog.pg_shdescription d ON d.objoid = r.oid "  # noqa: S608
-        f"AND d.classoid = 'pg_catalog.pg_authid'::regclass WHERE d.description {test} ORDER BY 1",
-        comment,
-    )
+    async with plain_names(connection):
+        rows = await connection.fetch(
+            "SELECT r.rolname FROM pg_catalog.pg_roles r JOIN pg_catalog.pg_shdescription d ON d.objoid = r.oid "  # noqa: S608
+            f"AND d.classoid = 'pg_catalog.pg_authid'::regclass WHERE d.description {test} ORDER BY 1",
+            comment,
+        )
     return [row["rolname"] for row in rows]
 
 
@@ -289,59 +346,59 @@ async def _drop_logins(connection: Any, schema: str, logins: Sequence[str]) -> N
     if not logins:
         return
     table = f"{quote(schema)}.database_roles"
-    async with connection.transaction():
+    async with plain_names(connection):
         for login in logins:
             await connection.execute(f"ALTER ROLE {quote(login)} NOLOGIN")
             await _join(connection, login)
     # Nobody gets in any more: end who is in, before anything waits for a lock of theirs.
-    await connection.fetch(
-        "SELECT pg_terminate_backend(pid, $2) FROM pg_catalog.pg_stat_activity WHERE usename = ANY($1)",
-        list(logins),
-        _END_SESSIONS_MS,
-    )
-    async with connection.transaction():
+    async with plain_names(connection):
+        await connection.fetch(
+            "SELECT pg_terminate_backend(pid, $2) FROM pg_catalog.pg_stat_activity WHERE usename = ANY($1)",
+            list(logins),
+            _END_SESSIONS_MS,
+        )
+    async with plain_names(connection):
         await _lock(connection, schema)
         if await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", table):
             await become_owner(connection, schema)
             await connection.execute(f"DELETE FROM {table} WHERE role = ANY($1)", list(logins))  # noqa: S608
-    async with connection.transaction():  # as ourselves again
+    async with plain_names(connection):  # as ourselves again
         await _lock(connection, schema)
         for login in logins:
-            await _drop_login(connection, login)
+            if not await _stays(connection, login):
+                await _drop_role(connection, login)
 
 
-async def _drop_login(connection: Any, login: str) -> None:
-    # What it made is given to nobody: a function of its own would run with the heir's rights.
+async def _stays(connection: Any, role: str) -> bool:
+    """Whether agents made something that ``role`` owns; if so, says it."""
+    # What agents made, as themselves or as their group, is given to nobody: a function of theirs would run with the
+    # heir's rights.
     owned = await connection.fetchval(
         "SELECT count(*) FROM pg_catalog.pg_shdepend WHERE refclassid = 'pg_catalog.pg_authid'::regclass "
         "AND refobjid = to_regrole($1) AND deptype = 'o'",
-        quote(login),
+        quote(role),
     )
     if owned:
         logger.warning(
             "role %s may no longer log in, and stays: it owns %d object(s). "
             "Look at them, then run DROP OWNED BY and DROP ROLE in their database",
-            login,
+            role,
             owned,
         )
-        return
-    await connection.execute(f"DROP OWNED BY {quote(login)}")
-    await connection.execute(f"DROP ROLE {quote(login)}")
+    return bool(owned)
+
+
+async def _drop_role(connection: Any, role: str) -> None:
+    # What it was granted is revoked, in this database.
+    await connection.execute(f"DROP OWNED BY {quote(role)}")
+    await connection.execute(f"DROP ROLE {quote(role)}")
 
 
 async def _join(connection: Any, role: str) -> None:
     """Become a member of ``role``, which ending its sessions and taking over what it owns asks for."""
     if await connection.fetchval("SELECT NOT pg_has_role($1, 'USAGE')", role):
-        options = " WITH INHERIT TRUE, SET TRUE" if connection.get_server_version() >= (16,) else ""
+        options = " WITH INHERIT TRUE, SET TRUE" if _is_recent(connection) else ""
         await connection.execute(f"GRANT {quote(role)} TO CURRENT_USER{options}")
-
-
-async def _drop_role(connection: Any, role: str, *, heir: str) -> None:
-    await _join(connection, role)
-    # The manual's way: what it owns goes to the heir, what it was granted is revoked, in this database.
-    await connection.execute(f"REASSIGN OWNED BY {quote(role)} TO {heir}")
-    await connection.execute(f"DROP OWNED BY {quote(role)}")
-    await connection.execute(f"DROP ROLE {quote(role)}")
 
 
 @contextlib.asynccontextmanager

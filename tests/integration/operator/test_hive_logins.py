@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -9,13 +10,18 @@ from typing import Any
 
 import asyncpg
 import pytest
+from kubernetes.aio import client
 from tests.conftest import PostgresServer
 
 from agenthive.store import upgrade
 from agenthive.store.roles import agent_role, drop_roles
+from agenthive_operator.backends.kube import Kube
 from agenthive_operator.backends.logins import HiveLogins, Login, with_login
-from agenthive_operator.backends.postgres import Access
+from agenthive_operator.backends.postgres import Access, remove_schema
 from agenthive_operator.backends.reports import SchemaReport
+from agenthive_operator.reconcile.cache import Key, ObjectCache
+from agenthive_operator.reconcile.logins import Logins
+from agenthive_operator.reconcile.queue import KeyedQueue
 
 
 @dataclass
@@ -172,3 +178,32 @@ async def test_a_server_that_is_away_is_waited_for(scene: Scene) -> None:
     scene.url = url
     assert await scene.sync() is None
     assert scene.ready == ["anna"]
+
+
+async def test_what_one_server_said_counts_for_no_other(scene: Scene) -> None:
+    anna, demo, other = Key("Agent", "ns", "anna"), Key("AgentHive", "ns", "demo"), "postgresql://hive:word@other/d"
+    async with Kube(client.Configuration()) as kube:
+        logins = Logins(kube, ObjectCache(), KeyedQueue(nothing))
+        logins.want(anna, demo, scene.schema, None, server=scene.url)
+        assert await logins.sync(demo, Access(scene.url, admin=scene.url), scene.schema, shown=scene.url) is None
+        login, _ = logins.want(anna, demo, scene.schema, None, server=scene.url)
+        assert login is not None
+        assert login.role == scene.role("anna")
+        for server in (other, None):
+            assert logins.want(anna, demo, scene.schema, None, server=server) == (None, False)
+
+
+async def test_the_schema_goes_although_an_agent_is_in_the_middle_of_something(scene: Scene) -> None:
+    scene.logins.wish("anna", "pw", fresh=True)
+    assert await scene.sync() is None
+    anna = await asyncpg.connect(with_login(scene.url, Login(scene.role("anna"), "pw")))
+    await anna.execute(f"BEGIN; SELECT FROM {scene.schema}.agent_state")
+    async with asyncio.timeout(20):
+        await remove_schema(scene.url, scene.schema, roles=True)
+    assert await scene.root.fetchval("SELECT to_regnamespace($1) IS NULL", scene.schema)
+    assert await scene.root.fetchval("SELECT count(*) FROM pg_roles WHERE starts_with(rolname, $1)", scene.schema) == 0
+    anna.terminate()
+
+
+async def nothing(key: Key) -> None:
+    del key

@@ -6,7 +6,7 @@ import base64
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import asyncpg
 import pytest
@@ -34,6 +34,7 @@ class Servers:
     url: str
     admin: str
     root: asyncpg.Connection[asyncpg.Record]
+    root_url: SplitResult
 
     async def make_hive(self, cluster: Cluster, *, admin: bool = True, **spec: Any) -> None:
         urls = {"redis": self.redis, "app": self.url, "admin": self.admin}
@@ -68,6 +69,7 @@ async def database(redis_url: str, postgres_url: str, unique: str) -> AsyncItera
             with_login(postgres_url, Login(app, "app-word")),
             with_login(postgres_url, Login(admin, "admin-word")),
             root,
+            urlsplit(postgres_url),
         )
     finally:
         await root.close()
@@ -287,6 +289,35 @@ async def test_logins_that_the_agents_way_does_not_let_in_never_reach_pods(
     for words in ("spec.postgres.external.urlSecretRef", "same database", "PgBouncer"):
         assert words in told["message"]
     assert await cluster.get("Deployment", "anna") is None
+
+
+@pytest.mark.usefixtures("operator")
+async def test_a_database_whose_schema_cannot_be_used_never_reaches_pods(cluster: Cluster, database: Servers) -> None:
+    await database.make_hive(cluster)
+    await cluster.agent("anna", "demo")
+    await cluster.exists("Deployment", "anna")
+    _, schema = await schema_of(cluster)
+    before, elsewhere = await url_of(cluster, "anna"), f"{urlsplit(database.url).path.lstrip('/')}_b"
+    await database.root.execute(f'CREATE DATABASE "{elsewhere}"')
+    url = database.root_url._replace(path=f"/{elsewhere}").geturl()
+    newer = await asyncpg.connect(url)
+    try:
+        await newer.execute(
+            f"CREATE SCHEMA {schema}; CREATE TABLE {schema}.schema_migrations (version int, checksum text); "
+            f"INSERT INTO {schema}.schema_migrations VALUES (99, '')"
+        )
+        await cluster.patch("Secret", "urls", data={"app": encoded(url), "admin": encoded(url)})
+        await cluster.condition("AgentHive", "demo", "SchemaReady", "False", "SchemaTooNew")
+        await cluster.patch("Agent", "anna", spec={"replicas": 2})
+
+        async def scaled() -> bool:
+            return bool((await cluster.need("Deployment", "anna"))["spec"]["replicas"] == 2)
+
+        await cluster.until("the Agent was reconciled since", scaled)
+        assert await url_of(cluster, "anna") == before
+    finally:
+        await newer.close()
+        await database.root.execute(f'DROP DATABASE "{elsewhere}" WITH (FORCE)')
 
 
 @pytest.mark.usefixtures("operator")

@@ -16,6 +16,7 @@ from tests.integration.store.load import PATIENCE, Writers, impatient, until
 
 from agenthive.settings import HiveScope, PostgresPool
 from agenthive.store import Store, StoreUnavailable, VersionConflict, schema_name, upgrade
+from agenthive.store.database import Address, close_once, connect_once
 
 
 @pytest.fixture
@@ -252,3 +253,14 @@ async def test_an_upgrade_that_is_killed_is_finished_by_the_next(own_postgres: A
     async with await Store.connect(own_postgres.url(), scope, agent="x", pool=PostgresPool(min_size=0)) as store:
         assert await store.maintain() == []
         await store.metrics.record("x", "m", 1)
+
+
+async def test_a_backend_that_hangs_does_not_hide_what_went_wrong(postgres_url: str) -> None:
+    connection = await connect_once(Address.parse(postgres_url), "test")
+    pid = connection.get_server_pid()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        await close_once(connection, timeout=0.3)  # raises nothing in its place
+        assert connection.is_closed()
+    finally:
+        os.kill(pid, signal.SIGCONT)

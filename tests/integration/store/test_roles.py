@@ -60,7 +60,9 @@ async def test_everything_belongs_to_the_owner_and_repeating_is_one_look(hive: H
     )  # fmt: skip
     assert rows == []
     before = await facts(hive.admin, hive.schema)
-    assert len(await count_statements(hive.admin, ensure_roles(hive.admin, hive.schema))) == 1
+    seen = await count_statements(hive.admin, ensure_roles(hive.admin, hive.schema))
+    assert len([query for query in seen if "pg_catalog.pg" in query]) == 1
+    assert len(seen) == 4, "and its transaction"
     assert await upgrade(hive.admin_url, hive.schema) == []
     assert await facts(hive.admin, hive.schema) == before
 
@@ -334,4 +336,90 @@ async def test_what_an_agent_made_is_given_to_nobody(postgres_url: str, scope: H
         assert not await hive.admin.fetchval("SELECT rolcanlogin FROM pg_roles WHERE rolname = $1", login)
         await hive.admin.execute("DROP SCHEMA theirs CASCADE")
         await hive.admin.execute(f"DROP OWNED BY {login}; DROP ROLE {login}")
+        stranger.terminate()
+
+
+async def test_a_login_that_reads_on_never_finds_its_rows_gone(
+    postgres_url: str, scope: HiveScope, unique: str
+) -> None:
+    schema, app = schema_name(scope), f"app_{unique}"
+    root = await asyncpg.connect(postgres_url)
+    await upgrade(postgres_url, schema)
+    await root.execute(
+        f"CREATE ROLE {app} LOGIN PASSWORD '{PASSWORD}'; GRANT USAGE ON SCHEMA {schema} TO {app};"
+        f"GRANT ALL ON ALL TABLES IN SCHEMA {schema} TO {app}"
+    )
+    async with await Store.connect(as_role(postgres_url, app, PASSWORD), scope, agent="librarian") as pod:
+        await pod.state.set("k", 1)
+        seen: set[object] = set()
+        work = asyncio.create_task(ensure_roles(root, schema, also=[app, "nobody-of-this-name"]))
+        while not work.done():
+            seen.add(await pod.state.get("k", default="gone"))
+        await work
+        seen.add(await pod.state.get("k", default="gone"))
+        assert seen == {1}
+        owner = role_names(schema).owner
+        await root.execute(f"REVOKE {owner} FROM {app}")
+        await ensure_roles(root, schema, also=[app])
+        assert await pod.state.get("k") == 1, "also where all else is as it should be"
+    await root.execute(f"DROP SCHEMA {schema} CASCADE")
+    await drop_roles(root, schema)
+    await root.execute(f"DROP OWNED BY {app}; DROP ROLE {app}")
+    await root.close()
+
+
+async def test_no_function_of_an_agent_runs_as_the_administrator(
+    postgres_url: str, scope: HiveScope, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with hive_with_roles(postgres_url, "superuser", scope) as hive:
+        await hive.admin.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")  # as databases of 14 have it
+        login = await ensure_agent(hive.admin, hive.schema, "mallory", PASSWORD)
+        mallory = await asyncpg.connect(as_role(postgres_url, login, PASSWORD))
+        calls = {
+            "format(text, aclitem[])": "text", "format(text, name)": "text", "pg_has_role(oid, text)": "boolean",
+            "has_database_privilege(oid, name, text)": "boolean", "pg_get_userbyid(name)": "name",
+            "has_database_privilege(name, name, text)": "boolean", "to_regclass(character varying)": "regclass",
+        }  # fmt: skip
+        for signature, result in calls.items():
+            await mallory.execute(
+                f"CREATE FUNCTION public.{signature} RETURNS {result} LANGUAGE plpgsql AS "
+                "$$ BEGIN RAISE 'a trap ran as %', current_user; END $$"
+            )
+        await mallory.execute(
+            "CREATE FUNCTION public.trap(name, text) RETURNS boolean LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE 'a trap ran as %', current_user; END $$;"
+            "CREATE OPERATOR public.= (LEFTARG = name, RIGHTARG = text, FUNCTION = public.trap);"
+            "CREATE OPERATOR public.<> (LEFTARG = name, RIGHTARG = text, FUNCTION = public.trap)"
+        )
+        await mallory.close()
+        await ensure_roles(hive.admin, hive.schema)
+        assert "schema public" not in caplog.text, "said when something is set right, and not with every look"
+        await hive.admin.execute(f"REVOKE SELECT ON {hive.schema}.outbox FROM {role_names(hive.schema).agents}")
+        await ensure_roles(hive.admin, hive.schema)
+        await upgrade(hive.admin_url, hive.schema)
+        await ensure_agent(hive.admin, hive.schema, "anna", PASSWORD)
+        assert len(await known_agents(hive.admin, hive.schema)) == 2
+        other = f"{hive.schema}_b"
+        caplog.clear()
+        await ensure_roles(hive.admin, other)
+        assert "REVOKE CREATE ON SCHEMA public FROM PUBLIC" in caplog.text
+        await drop_agent(hive.admin, hive.schema, "anna")
+        await drop_roles(hive.admin, other)
+        await hive.admin.execute(f"DROP SCHEMA {other}; DROP OWNED BY {login} CASCADE")
+
+
+async def test_what_agents_made_as_their_group_is_given_to_nobody(postgres_url: str, scope: HiveScope) -> None:
+    async with hive_with_roles(postgres_url, "superuser", scope) as hive:
+        group = role_names(hive.schema).agents
+        login = await ensure_agent(hive.admin, hive.schema, "mallory", PASSWORD)
+        await hive.admin.execute(f"CREATE SCHEMA theirs; GRANT ALL ON SCHEMA theirs TO {group}")
+        async with asyncio.timeout(20):
+            stranger = await asyncpg.connect(as_role(postgres_url, login, PASSWORD))
+            await stranger.execute(
+                f"SET ROLE {group}; CREATE FUNCTION theirs.who() RETURNS text LANGUAGE sql SECURITY DEFINER "
+                "AS 'SELECT current_user::text'"
+            )
+            await drop_roles(hive.admin, hive.schema)
+        assert await hive.admin.fetchval("SELECT theirs.who()") == group
+        await hive.admin.execute(f"DROP SCHEMA theirs CASCADE; DROP OWNED BY {group}; DROP ROLE {group}")
         stranger.terminate()

@@ -13,6 +13,7 @@ from agenthive_operator.reconcile.queue import KeyedQueue
 
 ANNA, DEMO, OTHER = Key("Agent", "ns", "anna"), Key("AgentHive", "ns", "demo"), Key("AgentHive", "ns", "other")
 URL = f"postgresql://{agent_role('ah_x', 'anna')}:kept@h/d"
+SERVER = "postgresql://hive:word@h/d"
 
 
 async def _nothing(key: Key) -> None:
@@ -23,29 +24,31 @@ async def _nothing(key: Key) -> None:
 async def test_a_wish_is_news_once_and_ready_only_when_a_server_said_so(url: str | None) -> None:
     async with Kube(client.Configuration()) as kube:
         logins = Logins(kube, ObjectCache(), KeyedQueue(_nothing))
-        assert logins.want(ANNA, DEMO, "ah_x", url) == (None, True)
-        assert logins.want(ANNA, DEMO, "ah_x", url) == (None, False), "the same password: nothing is minted again"
+        assert logins.want(ANNA, DEMO, "ah_x", url, server=SERVER) == (None, True)
+        assert logins.want(ANNA, DEMO, "ah_x", url, server=SERVER) == (None, False), (
+            "the same password: nothing is minted again"
+        )
         assert logins.forget(ANNA) == DEMO
         assert logins.forget(ANNA) is None
-        assert logins.want(ANNA, DEMO, "ah_x", url) == (None, True)
+        assert logins.want(ANNA, DEMO, "ah_x", url, server=SERVER) == (None, True)
 
 
 async def test_another_password_in_the_secret_is_news() -> None:
     async with Kube(client.Configuration()) as kube:
         logins = Logins(kube, ObjectCache(), KeyedQueue(_nothing))
-        logins.want(ANNA, DEMO, "ah_x", URL)
-        assert logins.want(ANNA, DEMO, "ah_x", URL.replace("kept", "changed")) == (None, True)
+        logins.want(ANNA, DEMO, "ah_x", URL, server=SERVER)
+        assert logins.want(ANNA, DEMO, "ah_x", URL.replace("kept", "changed"), server=SERVER) == (None, True)
 
 
 async def test_an_agent_that_comes_again_in_another_hive_is_no_longer_wanted_in_the_first() -> None:
     async with Kube(client.Configuration()) as kube:
         logins = Logins(kube, ObjectCache(), KeyedQueue(_nothing))
-        logins.want(ANNA, DEMO, "ah_x", URL)
-        assert logins.want(ANNA, OTHER, "ah_y", URL) == (None, True)
-        assert logins.want(ANNA, DEMO, "ah_x", URL) == (None, True)
+        logins.want(ANNA, DEMO, "ah_x", URL, server=SERVER)
+        assert logins.want(ANNA, OTHER, "ah_y", URL, server=SERVER) == (None, True)
+        assert logins.want(ANNA, DEMO, "ah_x", URL, server=SERVER) == (None, True)
         assert logins.forget(ANNA) == DEMO
         logins.forget_hive(DEMO)
-        assert logins.want(ANNA, DEMO, "ah_x", URL) == (None, True)
+        assert logins.want(ANNA, DEMO, "ah_x", URL, server=SERVER) == (None, True)
 
 
 def test_whose_an_agent_is() -> None:
