@@ -401,6 +401,27 @@ POD_TEMPLATE = [
             "pod-template-hash",
         )
     ),
+    *(
+        create(f"agentDefaults.podTemplate: {name}", hive(agentDefaults={"podTemplate": template}), expected)
+        for name, template, expected in (
+            ("label of the operator's", {"metadata": {"labels": {"agenthive.dev/agent": "x"}}}, OWN_LABELS),
+            (
+                "command of the agent",
+                {"spec": {"containers": [{"name": "agent", "command": ["x"]}]}},
+                "set it there",
+            ),
+            (
+                "reserved variable",
+                {"spec": {"containers": [{"name": "agent", "env": [{"name": "AGENTHIVE_HIVE", "value": "x"}]}]}},
+                "AGENTHIVE_*",
+            ),
+            (
+                "init container called agent",
+                {"spec": {"initContainers": [{"name": "agent", "image": "x"}]}},
+                "name the init container otherwise",
+            ),
+        )
+    ),
     create(
         "podTemplate: foreign label", agent(podTemplate={"metadata": {"labels": {"app.kubernetes.io/part-of": "x"}}})
     ),

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 
 from agenthive.settings import DNS_LABEL, CachePolicy, Messaging, PostgresPool, RedisPool, Retention
 from agenthive_operator.api import schema as s
+from agenthive_operator.api.external import ExternalPostgres, ExternalRedis
 from agenthive_operator.api.meta import (
     ApiModel,
     Conditions,
@@ -19,6 +20,8 @@ from agenthive_operator.api.meta import (
     ResourceRequirements,
     SecretKeyReference,
 )
+from agenthive_operator.api.network import NetworkPolicySpec
+from agenthive_operator.api.podtemplate import Annotations, PodTemplate
 
 # `<hive>-postgres-<revision hash>` is the value of a label of the StatefulSet's pods: 63 characters at most.
 HIVE_NAME_MAX = 40
@@ -102,6 +105,10 @@ class ManagedServer(ApiModel):
     ephemeral: bool = Field(False, description="No volume: data goes with the pod. Immutable.")
     image_pull_secrets: PullSecrets = ()
     resources: ResourceRequirements | None = Field(None, description="Compute resources of the server.")
+    annotations: Annotations = Field(
+        default_factory=dict,
+        description="Annotations of the server's pod and of its volume claim, for tools that back up volumes.",
+    )
 
 
 class ManagedRedis(ManagedServer):
@@ -125,34 +132,6 @@ class ManagedPostgres(ManagedServer):
         max_length=512,
         pattern=s.IMAGE,
         description="Image with PostgreSQL ≥ 14 of the official layout. A new major version does not read old data.",
-    )
-
-
-class ExternalRedis(ApiModel):
-    """A Redis that someone else runs."""
-
-    url_secret_ref: SecretKeyReference = Field(
-        description="Secret key that holds the server's URL, e.g. redis://:password@host:6379/0, "
-        "redis+sentinel://:password@host,host/service and redis+cluster://:password@host,host."
-    )
-
-
-class ExternalPostgres(ApiModel):
-    """A PostgreSQL that someone else runs."""
-
-    url_secret_ref: SecretKeyReference = Field(
-        description="Secret key that holds the URL that agents use, postgresql://user:password@host:5432/database; "
-        "it may lead through PgBouncer."
-    )
-    direct_url_secret_ref: SecretKeyReference | None = Field(
-        None,
-        description="Secret key that holds a URL past PgBouncer, for migrations and housekeeping; absent means that "
-        "urlSecretRef leads straight to the server.",
-    )
-    admin_url_secret_ref: SecretKeyReference | None = Field(
-        None,
-        description="Secret key that holds a direct URL of a role that may create roles and schemas. With it each "
-        "Agent gets a login of its own, which sees its own rows only; it also migrates. Agents never see it.",
     )
 
 
@@ -194,6 +173,34 @@ class CacheSpec(ApiModel):
         return CachePolicy(enabled=self.enabled, **bound)
 
 
+class Cutover(ApiModel):
+    """How agents move to another Redis when the spec or a Secret names one with other data."""
+
+    strategy: Literal["Drain", "Abandon"] = Field(
+        "Drain",
+        description="Drain: nothing new is taken, queues run empty, all agents stop, then start on the new server. "
+        "Abandon: they stop and start at once; what waits in the old server stays there.",
+    )
+    timeout_seconds: int = Field(
+        300,
+        ge=1,
+        le=86_400,
+        description="Time for the queues to run empty; then the hive stays on the old server and says so.",
+    )
+
+
+class CredentialsSpec(ApiModel):
+    """The logins that the operator makes for agents."""
+
+    rotate_days: int | None = Field(
+        None,
+        ge=1,
+        le=3650,
+        description="Age at which an agent's passwords are replaced, days; absent means only on demand, by the "
+        "annotation agenthive.dev/rotate.",
+    )
+
+
 class RedisSpec(ApiModel):
     """The Redis that carries the hive's messages; neither managed nor external means managed."""
 
@@ -203,6 +210,7 @@ class RedisSpec(ApiModel):
     external: ExternalRedis | None = Field(None, description="A Redis ≥ 7 or Valkey ≥ 7.2 of yours.")
     pool: RedisPool = Field(default_factory=RedisPool, description="Connections of each agent process to Redis.")
     cache: CacheSpec = Field(default_factory=CacheSpec, description="The cache of what agents keep in PostgreSQL.")
+    cutover: Cutover = Field(default_factory=Cutover, description="How agents move to another Redis.")
 
     @property
     def run(self) -> ManagedRedis | None:
@@ -256,6 +264,10 @@ class AgentDefaults(ApiModel):
     env: Env = ()
     env_from: EnvFrom = ()
     resources: ResourceRequirements | None = Field(None, description="Compute resources of agents that name none.")
+    pod_template: PodTemplate = Field(
+        default_factory=PodTemplate,
+        description="A partial pod template, merged into the operator's; the Agent's own is merged in after it.",
+    )
 
 
 InstanceId = Annotated[
@@ -303,6 +315,12 @@ class AgentHiveSpec(ApiModel):
     )
     agent_defaults: AgentDefaults = Field(
         default_factory=AgentDefaults, description="What every agent of the hive starts from."
+    )
+    credentials: CredentialsSpec = Field(
+        default_factory=CredentialsSpec, description="The logins that the operator makes for agents."
+    )
+    network_policy: NetworkPolicySpec = Field(
+        default_factory=NetworkPolicySpec, description="Who may speak with the pods of the hive."
     )
     suspend: bool = Field(False, description="Drain all agents to zero pods; data stays.")
     deletion_policy: Literal["Retain", "Delete"] = Field(
