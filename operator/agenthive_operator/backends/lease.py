@@ -41,6 +41,8 @@ NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/name
 ATTEMPT_SECONDS: Final = 3.0
 """A request about the Lease that takes longer is given up, so that a renewal is tried twice."""
 RELEASE_SECONDS: Final = 2.0
+COMPLAINT_SECONDS: Final = 60.0
+"""The same failure is told again after this long."""
 
 
 class LeaseLostError(RuntimeError):
@@ -96,7 +98,7 @@ class Election:
         self._tried: float | None = None
         self._over = False
         self._news = asyncio.Event()
-        self._complaint = ""
+        self._complaint = ("", 0.0)
         self.acquired = asyncio.Event()
 
     def check(self) -> float:
@@ -201,7 +203,7 @@ class Election:
     # ---- looking
 
     async def _look(self) -> None:
-        """Read the Lease; a failure is told once and leaves what is known."""
+        """Read the Lease; a failure leaves what is known."""
         try:
             async with asyncio.timeout(ATTEMPT_SECONDS):
                 # rbac: coordination.k8s.io/leases get
@@ -233,14 +235,14 @@ class Election:
             self._see(None if gone else lease)
 
     def _see(self, lease: Object | None) -> None:
-        self._seen, self._complaint = see(self._seen, lease, self._clock()), ""
+        self._seen = see(self._seen, lease, self._clock())
         self._news.set()
 
     def _failed(self, began: float, text: str) -> None:
-        self._tried = began
-        level = logging.DEBUG if text == self._complaint else logging.WARNING
-        self._complaint = text
-        logger.log(level, "the Lease %s: %s", self._lease, text)
+        self._tried, (last, said) = began, self._complaint
+        if text != last or began - said > COMPLAINT_SECONDS:
+            self._complaint = text, began
+            logger.warning("the Lease %s: %s", self._lease, text)
 
     # ---- bodies
 
