@@ -55,6 +55,11 @@ class EndlessBackoffs:
             yield random.uniform(0.1, min(30.0, 0.5 * 2 ** min(attempt, 10)))  # noqa: S311 - jitter
 
 
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of kopf's is to be logged: not each attempt at a namespace that refuses us, which we say once."""
+    return "APIForbiddenError" not in record.getMessage()
+
+
 class NoDiffs(kopf.DiffBaseStorage):
     """kopf compares each object with its former self, which deep-copies it, for handlers that we do not have."""
 
@@ -363,6 +368,8 @@ def main(
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # warns that a thread gets no signals
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     lease = lease_of(lease_name, lease_namespace) if leader_elect else None
+    if namespaces:
+        logging.getLogger("kopf._cogs.clients.watching").addFilter(is_news)
     options = Options(
         namespaces=checked_namespaces(namespaces),
         runtime_image=runtime_image,

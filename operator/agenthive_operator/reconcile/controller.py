@@ -283,7 +283,9 @@ class Controller:
             items, version = await self.context.kube.list(resource, namespace, labels=labels)
         except ApiError as error:
             refused = error.status == 403 and namespace is not None
-            told = logging.DEBUG if namespace in self._refused else logging.INFO if quiet else logging.WARNING
+            told = logging.INFO if quiet and not refused else logging.WARNING
+            if refused and namespace in self._refused:
+                told = logging.DEBUG  # said before, when it was left out
             logger.log(told, "list of %s: %s", resource.plural, error)
             return Listed.REFUSED if refused else Listed.FAILED
         for obj in self.context.cache.replace(resource.kind, namespace, items, version):

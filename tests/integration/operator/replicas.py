@@ -162,29 +162,37 @@ def free_port() -> int:
 
 
 @contextlib.asynccontextmanager
-async def replica(cluster: Cluster, api: Any, folder: Path, name: str) -> AsyncIterator[Replica]:
-    """An operator that elects, from its start until it is known to be healthy."""
-    async with Recorder(api).serve() as recorder:
-        config, log, port = (
-            write_kubeconfig(folder / f"{name}.config", recorder.url, api.token),
-            folder / name,
-            free_port(),
-        )
-        arguments = ("--leader-elect", "--lease-namespace", cluster.namespace, "--namespace", cluster.namespace,
-                     "--probe-address", f"127.0.0.1:{port}")  # fmt: skip
-        environment = {**os.environ, "KUBECONFIG": str(config), "POD_NAME": name}
-        with log.open("ab") as output:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "agenthive_operator", *arguments, env=environment, stdout=output, stderr=output
-            )
-        started = Replica(name, recorder, process, log, port)
+async def operator_process(
+    cluster: Cluster, recorder: Recorder, folder: Path, name: str, kubeconfig: Path, *arguments: str
+) -> AsyncIterator[Replica]:
+    """An operator from its start until it is known to be healthy."""
+    log, port = folder / f"{name}.log", free_port()
+    with log.open("ab") as output:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "agenthive_operator", *arguments, "--probe-address", f"127.0.0.1:{port}",
+            env={**os.environ, "KUBECONFIG": str(kubeconfig), "POD_NAME": name}, stdout=output, stderr=output,
+        )  # fmt: skip
+    started = Replica(name, recorder, process, log, port)
+    try:
         try:
             await cluster.until(f"{name} is healthy", started.figures)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; its log:\n{log.read_text()}") from None
+        yield started
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+@contextlib.asynccontextmanager
+async def replica(cluster: Cluster, api: Any, folder: Path, name: str) -> AsyncIterator[Replica]:
+    """One of several operators of the cluster's namespace, behind a recorder of its own."""
+    async with Recorder(api).serve() as recorder:
+        config = write_kubeconfig(folder / f"{name}.config", recorder.url, api.token)
+        arguments = ("--leader-elect", "--lease-namespace", cluster.namespace, "--namespace", cluster.namespace)
+        async with operator_process(cluster, recorder, folder, name, config, *arguments) as started:
             yield started
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
 
 
 @contextlib.asynccontextmanager
