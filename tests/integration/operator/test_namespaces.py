@@ -114,7 +114,9 @@ async def test_a_role_in_each_namespace_is_all_it_needs(
         await broken_hive(late, "demo")
         log = operator.log.read_text()
         assert log.count(f"namespace {late.namespace} is left out until it can be read") == 1
-        assert log.count("403 Forbidden") == 1, "each of its own namespaces lets it, and of the one that does not it says so"
+        assert log.count("403 Forbidden") == 1, (
+            "each of its own namespaces lets it, and of the one that does not it says so"
+        )
         # Its Role comes, and another goes.
         apply(cluster, role_and_binding(late.namespace, "operator", marked_rules(leases=False), cluster.namespace))
         await is_told(late, "demo")
