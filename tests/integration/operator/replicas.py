@@ -37,11 +37,13 @@ class Recorder:
     """An HTTP proxy in front of the API server for one client.
 
     While ``refusing``, writes are answered with 503; while ``swallowing``, nothing is answered or passed on at all.
+    Namespaces in ``forbidden`` are answered as to somebody who holds no Role there.
     """
 
     api: Any
     sent: list[Sent] = field(default_factory=list)
     refusing: bool = False
+    forbidden: set[str] = field(default_factory=set)
     swallowing: asyncio.Event = field(default_factory=asyncio.Event)
     url: str = ""
 
@@ -67,6 +69,8 @@ class Recorder:
             await asyncio.Event().wait()
         if self.refusing and request.method != "GET":
             return web.json_response({"kind": "Status", "reason": "ServiceUnavailable", "message": "no"}, status=503)
+        if self.forbidden & set(request.path.split("/")):
+            return web.json_response({"kind": "Status", "reason": "Forbidden", "message": "no Role"}, status=403)
         headers = {name: value for name, value in request.headers.items() if name.lower() not in UNFORWARDED}
         async with self._session.request(
             request.method, self.api.url + request.path_qs, headers=headers, data=body or None,

@@ -13,8 +13,10 @@ import pytest
 
 from agenthive_operator.backends.kube import LEASE, SECRET, ApiError, Kube, NotLeadingError, load_configuration
 from agenthive_operator.backends.lease import Election, LeaseLostError, LeaseName, steady_clock
+from agenthive_operator.main import operate
+from agenthive_operator.reconcile.context import Options
 
-from .conftest import Cluster
+from .conftest import Cluster, running_operator
 from .replicas import Recorder, write_kubeconfig
 
 NAME = "chosen"
@@ -204,3 +206,34 @@ async def looked(one: Campaign) -> bool:
 
 async def tried(a: Campaign, times: int) -> bool:
     return len(a.recorder.claims()) >= times
+
+
+async def test_a_new_leader_sets_right_what_its_predecessor_said_last(cluster: Cluster, options: Options) -> None:
+    missing = {"external": {"urlSecretRef": {"name": "none", "key": "url"}}}
+    await cluster.create("AgentHive", "demo", spec={"redis": missing, "postgres": missing})
+
+    async def agents() -> Any:
+        return ((await cluster.need("AgentHive", "demo")).get("status") or {}).get("agents")
+
+    async def right() -> bool:
+        return await agents() == {"total": 0, "ready": 0}
+
+    async with running_operator(options, lease=LeaseName(cluster.namespace, NAME, "a")):
+        await cluster.until("it writes the status", right)
+        await cluster.patch_status("AgentHive", "demo", agents={"total": 7, "ready": 7})  # a write that was on its way
+        await cluster.until("it is right again", right)
+    lease = await cluster.need("Lease", NAME)
+    assert lease["spec"]["holderIdentity"] == "", "a context that ends lets go"
+
+
+async def test_an_operator_that_loses_its_lease_ends_and_says_so(cluster: Cluster, options: Options) -> None:
+    async def held() -> bool:
+        return ((await cluster.get("Lease", NAME)) or {"spec": {}})["spec"].get("holderIdentity") == "a"
+
+    lease, stop = LeaseName(cluster.namespace, NAME, "a"), asyncio.Event()
+    running = asyncio.create_task(operate(options, probe_address=None, stop=stop, lease=lease))
+    await cluster.until("it leads", held)
+    await cluster.patch("Lease", NAME, spec={"holderIdentity": "b"})
+    with pytest.raises(LeaseLostError, match="b holds it now"):
+        await asyncio.wait_for(running, 15)
+    assert (await cluster.need("Lease", NAME))["spec"]["holderIdentity"] == "b", "what is another's is not released"

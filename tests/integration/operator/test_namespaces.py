@@ -38,11 +38,11 @@ def create_namespace(api: Any, name: str) -> None:
 
 @contextlib.asynccontextmanager
 async def operator_of(
-    cluster: Cluster, api: Any, folder: Path, *namespaces: str, token: str | None = None
+    cluster: Cluster, api: Any, folder: Path, *namespaces: str, token: str = "", forbidden: frozenset[str] = frozenset()
 ) -> AsyncIterator[Replica]:
-    async with Recorder(api).serve() as recorder:
+    async with Recorder(api, forbidden=set(forbidden)).serve() as recorder:
         config = write_kubeconfig(folder / "operator.config", recorder.url, token or api.token)
-        arguments = ["--leader-elect", "--lease-namespace", cluster.namespace]
+        arguments = ["--leader-elect", "--lease-namespace", cluster.namespace, "--resync-seconds", "1"]
         for namespace in namespaces:
             arguments += ["--namespace", namespace]
         async with operator_process(cluster, recorder, folder, "operator", config, *arguments) as started:
@@ -93,6 +93,40 @@ async def test_it_asks_for_nothing_outside_of_its_namespaces(
             path = sent.path.split("/namespaces/")
             assert (len(path) == 2 and path[1].split("/")[0] in watched) or DISCOVERY.fullmatch(sent.path), sent
     api_server.call("DELETE", f"/api/v1/namespaces/{later.namespace}")
+
+
+async def test_a_namespace_that_refuses_it_holds_up_no_other(
+    cluster: Cluster, others: list[Cluster], api_server: Any, tmp_path: Path
+) -> None:
+    second, third = others
+    watched = (cluster.namespace, second.namespace, third.namespace)
+    refused = frozenset({third.namespace})
+    async with operator_of(cluster, api_server, tmp_path, *watched, forbidden=refused) as operator:
+
+        async def said(text: str, times: int) -> bool:
+            return operator.log.read_text().count(text) == times
+
+        for one in (cluster, second, third):
+            await broken_hive(one, "demo")
+        for one in (cluster, second):
+            await is_told(one, "demo")
+        operator.recorder.forbidden.clear()
+        await is_told(third, "demo")
+        assert await said(f"namespace {third.namespace} is left out", 1)
+        assert await said("left out", 1)
+        assert await said(f"namespace {third.namespace} can be read now", 1)
+        # One that was read goes away, and its cached objects are no reason to stop.
+        operator.recorder.forbidden.add(second.namespace)
+        left = f"namespace {second.namespace} is left out"
+        await cluster.until("it is left out", lambda: said(left, 1))
+        await second.patch("AgentHive", "demo", spec={"suspend": True})
+        await broken_hive(cluster, "another")
+        await is_told(cluster, "another")
+        operator.recorder.forbidden.clear()
+        await is_told(second, "demo")  # of the generation that it made meanwhile
+        assert await said(left, 1)
+        assert operator.process.returncode is None
+        assert "Traceback" not in operator.log.read_text()
 
 
 async def test_a_role_in_each_namespace_is_all_it_needs(
