@@ -19,12 +19,24 @@ def fenced_requests(guard: Guard) -> type[aiohttp.ClientRequest]:
     """The class of the requests of an aiohttp session that ``guard`` watches."""
 
     class FencedRequest(aiohttp.ClientRequest):
-        async def send(self, conn: Any) -> aiohttp.ClientResponse:
-            # Here the connection stands and the next step writes to it: between an earlier look and now there may lie
-            # a handshake with a slow server, or a process that was stopped and goes on.
+        def _leave(self, conn: Any) -> None:
             if self.method not in READS:
                 _deliver_within(conn.transport, guard())
+
+        async def send(self, conn: Any) -> aiohttp.ClientResponse:
+            # Here the connection stands: between an earlier look and now there may lie a handshake with a slow server,
+            # or a process that was stopped and goes on.
+            self._leave(conn)
             return await super().send(conn)
+
+        async def write_bytes(self, writer: Any, conn: Any, *more: Any) -> None:
+            # Headers leave with the body, and before Python 3.12 that is a task whose turn comes later.
+            try:
+                self._leave(conn)
+            except Exception as error:  # it goes to who waits for the answer, as any failure to send does
+                conn.protocol.set_exception(error)
+            else:
+                await super().write_bytes(writer, conn, *more)
 
     return FencedRequest
 

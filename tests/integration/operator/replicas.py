@@ -199,24 +199,49 @@ async def replica(cluster: Cluster, api: Any, folder: Path, name: str) -> AsyncI
             yield started
 
 
-@contextlib.asynccontextmanager
-async def busy_hive(cluster: Cluster) -> AsyncIterator[None]:
+class Load:
     """A hive whose spec changes all the time, so that whoever acts writes its status all the time."""
-    servers = {
-        server: {"external": {"urlSecretRef": {"name": "none", "key": "url"}}} for server in ("redis", "postgres")
-    }
-    await cluster.create("AgentHive", "busy", spec=servers)
 
-    async def change() -> None:
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._go = asyncio.Event()
+
+    async def start(self) -> None:
+        missing = {"external": {"urlSecretRef": {"name": "none", "key": "url"}}}
+        await self._cluster.create("AgentHive", "busy", spec={"redis": missing, "postgres": missing})
+        self._go.set()
+
+    async def run(self) -> None:
         retries = 0
         while True:
+            await self._go.wait()
             retries += 1
-            await cluster.patch("AgentHive", "busy", spec={"messaging": {"maxRetries": retries % 10}})
+            await self._cluster.patch("AgentHive", "busy", spec={"messaging": {"maxRetries": retries % 10}})
             await asyncio.sleep(0.05)
 
-    changing = asyncio.create_task(change())
+    async def rest(self) -> None:
+        """Change nothing any more, and wait until the last change was taken in."""
+        self._go.clear()
+
+        async def settled() -> bool:
+            hive = await self._cluster.need("AgentHive", "busy")
+            return bool(hive["status"]["observedGeneration"] == hive["metadata"]["generation"])
+
+        await self._cluster.until("nothing is left to write", settled)
+        await asyncio.sleep(0.3)
+
+    def resume(self) -> None:
+        self._go.set()
+
+
+@contextlib.asynccontextmanager
+async def busy_hive(cluster: Cluster) -> AsyncIterator[Load]:
+    """A load that runs."""
+    load = Load(cluster)
+    await load.start()
+    changing = asyncio.create_task(load.run())
     try:
-        yield
+        yield load
     finally:
         changing.cancel()
         with contextlib.suppress(asyncio.CancelledError):

@@ -66,10 +66,13 @@ async def test_hand_over_of_a_stopped_and_of_a_killed_replica(
 
 
 async def test_a_frozen_and_a_cut_off_replica_write_no_more(cluster: Cluster, api_server: Any, tmp_path: Path) -> None:
-    async with busy_hive(cluster), replica(cluster, api_server, tmp_path, "a") as a:
+    async with busy_hive(cluster) as load, replica(cluster, api_server, tmp_path, "a") as a:
         await a.wrote(cluster, 0.0)
         async with replica(cluster, api_server, tmp_path, "b") as b:
+            # What it had handed to its connections when it froze would be on its way: here that is nothing.
+            await load.rest()
             told = a.signal(signal.SIGSTOP)
+            load.resume()
             await b.wrote(cluster, told)
             woken = a.signal(signal.SIGCONT)  # with a watch that has much to tell, and work half done
             assert await a.ended() == LOST, a.log.read_text()
