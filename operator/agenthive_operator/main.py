@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import logging
 import random
+import re
 import signal
 import sys
 import threading
@@ -24,6 +25,7 @@ import click
 import kopf
 
 from agenthive_operator.backends.kube import CHILDREN, CUSTOM, Kube, Object, Resource, load_configuration
+from agenthive_operator.backends.lease import Election, LeaseLostError, LeaseName, own_identity, own_namespace
 from agenthive_operator.reconcile.cache import SELECTOR
 from agenthive_operator.reconcile.context import Options
 from agenthive_operator.reconcile.controller import Controller, Health
@@ -36,8 +38,11 @@ LOGIN_MINUTES: Final = 10
 STUCK_SECONDS: Final = 300.0
 """A key that waits or is handled for longer means that the queue is stuck."""
 SWITCH_SECONDS: Final = 0.0005
+LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 TLS_CLOSE_SECONDS: Final = 0.25
 """By then the connections of kopf are closed; no event tells, so aiohttp's documentation names this figure."""
+EXIT_LEASE_LOST: Final = 75
+"""EX_TEMPFAIL: started again, this process is the standby of the replica that acts now."""
 STALLED_SECONDS: Final = 15.0
 """The controller's loop beats every second; silence for this long means that it hangs."""
 
@@ -48,6 +53,11 @@ class EndlessBackoffs:
     def __iter__(self) -> Iterator[float]:
         for attempt in itertools.count():
             yield random.uniform(0.1, min(30.0, 0.5 * 2 ** min(attempt, 10)))  # noqa: S311 - jitter
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of kopf's is to be logged: not each attempt at a namespace that refuses us, which we say once."""
+    return "APIForbiddenError" not in record.getMessage()
 
 
 class NoDiffs(kopf.DiffBaseStorage):
@@ -65,9 +75,10 @@ class NoDiffs(kopf.DiffBaseStorage):
         """Nothing is to be stored."""
 
 
-def settings() -> kopf.OperatorSettings:
-    """kopf's settings: watch only, write nothing, never give up."""
+def settings(namespaces: tuple[str, ...] = ()) -> kopf.OperatorSettings:
+    """kopf's settings: watch only, write nothing, never give up; nothing cluster-wide where namespaces are named."""
     chosen = kopf.OperatorSettings()
+    chosen.scanning.disabled = bool(namespaces)
     chosen.posting.enabled = False
     chosen.peering.standalone = True
     chosen.networking.request_timeout = 30
@@ -142,6 +153,7 @@ def judge(seen: Health, now: float) -> dict[str, float]:
         "oldestInFlightSeconds": round(seen.oldest_in_flight, 1),
         "secondsSinceEvent": round(now - seen.last_event, 1) if seen.last_event else 0.0,
         "objects": float(seen.objects),
+        "leads": float(seen.acting),
     }
     if seen.synced and now - seen.beat > STALLED_SECONDS:
         raise kopf.PermanentError(f"the controller's loop has not turned for {now - seen.beat:.0f} s")
@@ -170,7 +182,7 @@ class Watches:
         try:
             await kopf.operator(
                 registry=self.registry,
-                settings=settings(),
+                settings=settings(self.namespaces),
                 standalone=True,
                 clusterwide=not self.namespaces,
                 namespaces=self.namespaces,
@@ -194,15 +206,27 @@ class Watches:
             self.on_end()
 
 
-async def operate(options: Options, *, probe_address: str | None, stop: asyncio.Event) -> bool:
-    """Run the operator until ``stop`` is set; True if it ended because it was asked to."""
+async def operate(
+    options: Options, *, probe_address: str | None, stop: asyncio.Event, lease: LeaseName | None = None
+) -> bool:
+    """Run the operator until ``stop`` is set; True if it ended because it was asked to.
+
+    With ``lease`` it acts only while it holds that Lease, and raises ``LeaseLostError`` when it loses it.
+    """
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
-    async with Kube(await load_configuration()) as kube:
-        controller = Controller(kube, options)
+    async with contextlib.AsyncExitStack() as stack:
+        election: Election | None = None
+        if lease is not None:
+            election = Election(await stack.enter_async_context(Kube(await load_configuration())), lease)
+        kube = Kube(await load_configuration(), guard=election.check if election else None)
+        await stack.enter_async_context(kube)
+        controller = Controller(kube, options, election.acquired if election else None)
         running = asyncio.create_task(controller.run(), name="controller")
         running.add_done_callback(lambda _: ended.set())
         stopping = asyncio.create_task(stop.wait())
+        leading: asyncio.Task[None] | None = None
+        lost: BaseException | None = None
 
         def observe(kind: str | None, obj: Object) -> None:
             loop.call_soon_threadsafe(controller.observe, kind, obj)
@@ -220,6 +244,9 @@ async def operate(options: Options, *, probe_address: str | None, stop: asyncio.
             await asyncio.wait({stopping, synced, running}, return_when=asyncio.FIRST_COMPLETED)
             if synced.done() and not stop.is_set():
                 thread = watches.start()
+                if election is not None:
+                    leading = asyncio.create_task(election.run(), name="election")
+                    leading.add_done_callback(lambda _: ended.set())
                 waiting = asyncio.create_task(ended.wait())
                 await asyncio.wait({stopping, waiting}, return_when=asyncio.FIRST_COMPLETED)
                 waiting.cancel()
@@ -227,21 +254,26 @@ async def operate(options: Options, *, probe_address: str | None, stop: asyncio.
             flag.set()
             for task in (stopping, synced, running):
                 task.cancel()
+            # Until what is in flight has ended the Lease is kept and renewed.
             results = await asyncio.gather(running, stopping, synced, return_exceptions=True)
+            if leading is not None and election is not None:
+                leading.cancel()
+                (lost,) = await asyncio.gather(leading, return_exceptions=True)
+                await election.resign()
             if thread is not None:
                 await asyncio.to_thread(thread.join, 10)
-        failure = results[0]
-        if isinstance(failure, BaseException) and not isinstance(failure, asyncio.CancelledError):
-            raise failure
+        for failure in (None if stop.is_set() else lost, results[0]):
+            if isinstance(failure, BaseException) and not isinstance(failure, asyncio.CancelledError):
+                raise failure
     return stop.is_set()
 
 
-async def _serve(options: Options, probe_address: str | None) -> bool:
+async def _serve(options: Options, probe_address: str | None, lease: LeaseName | None) -> bool:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    return await operate(options, probe_address=probe_address, stop=stop)
+    return await operate(options, probe_address=probe_address, stop=stop, lease=lease)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -253,10 +285,43 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
+def checked_namespaces(namespaces: tuple[str, ...]) -> tuple[str, ...]:
+    """The namespaces to watch, each once. Raises ``click.BadParameter`` for what cannot be the name of one."""
+    for namespace in namespaces:
+        if not LABEL.fullmatch(namespace):
+            raise click.BadParameter(
+                f"{namespace!r} is no name of a namespace; write one name, and the option again for another",
+                param_hint="--namespace",
+            )
+    return tuple(dict.fromkeys(namespaces))
+
+
+def lease_of(name: str, namespace: str | None) -> LeaseName:
+    """The Lease of this operator and this replica's identity in it. Raises ``click.UsageError``."""
+    found = namespace or own_namespace()
+    if not found:
+        raise click.UsageError(
+            "--leader-elect needs a namespace for its Lease; this is no pod: give --lease-namespace, or POD_NAMESPACE"
+        )
+    return LeaseName(found, name, own_identity())
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option(
     "--namespace", "namespaces", multiple=True, envvar="AGENTHIVE_OPERATOR_NAMESPACES",
     help="Namespace to watch; may be given several times. None: the whole cluster.",
+)  # fmt: skip
+@click.option(
+    "--leader-elect/--no-leader-elect", default=False, envvar="AGENTHIVE_LEADER_ELECT",
+    help="Act only while holding a Lease, so that several replicas can run and one of them acts.",
+)  # fmt: skip
+@click.option(
+    "--lease-name", default="agenthive-operator", envvar="AGENTHIVE_LEASE_NAME",
+    help="Name of that Lease: the same for all replicas.",
+)  # fmt: skip
+@click.option(
+    "--lease-namespace", default=None, envvar="AGENTHIVE_LEASE_NAMESPACE",
+    help="Namespace of that Lease; none: that of the pod.",
 )  # fmt: skip
 @click.option(
     "--resolve-services/--no-resolve-services", default=False, envvar="AGENTHIVE_RESOLVE_SERVICES",
@@ -285,6 +350,9 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 )  # fmt: skip
 def main(
     namespaces: tuple[str, ...],
+    leader_elect: bool,
+    lease_name: str,
+    lease_namespace: str | None,
     resolve_services: bool,
     runtime_image: str,
     probe_address: str | None,
@@ -299,8 +367,11 @@ def main(
     logging.getLogger("kopf").setLevel(max(logging.WARNING, logging.getLevelName(log_level.upper())))
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # warns that a thread gets no signals
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    lease = lease_of(lease_name, lease_namespace) if leader_elect else None
+    if namespaces:
+        logging.getLogger("kopf._cogs.clients.watching").addFilter(is_news)
     options = Options(
-        namespaces=namespaces,
+        namespaces=checked_namespaces(namespaces),
         runtime_image=runtime_image,
         resolve_services=resolve_services,
         cleanup_seconds=cleanup_seconds,
@@ -310,6 +381,10 @@ def main(
     # call of ours may wait that long to go on.
     sys.setswitchinterval(SWITCH_SECONDS)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        asked = runner.run(_serve(options, probe_address))
+        try:
+            asked = runner.run(_serve(options, probe_address, lease))
+        except LeaseLostError as error:
+            logger.critical("%s. This process ends; started again it waits for its turn", error)
+            raise SystemExit(EXIT_LEASE_LOST) from error
     if not asked:
         raise SystemExit("the operator ended without having been asked to; see the log above")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import logging
+from pathlib import Path
 from typing import Any
 
 import kopf
@@ -10,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from agenthive_operator import main
+from agenthive_operator.backends import lease
 from agenthive_operator.main import EndlessBackoffs, judge, settings, wire
 from agenthive_operator.reconcile.controller import Health
 
@@ -50,6 +53,7 @@ def test_a_healthy_controller_answers_with_figures() -> None:
     figures = judge(HEALTHY, 101.0)
     assert figures == {
         "queue": 2.0, "oldestWaitSeconds": 1.0, "oldestInFlightSeconds": 0.5, "secondsSinceEvent": 11.0, "objects": 7.0,
+        "leads": 0.0,
     }  # fmt: skip
 
 
@@ -69,8 +73,59 @@ def test_a_controller_that_still_waits_for_its_api_server_is_not_killed() -> Non
     assert judge(Health(beat=0.0), 10_000)["objects"] == 0
 
 
+def test_where_namespaces_are_named_kopf_asks_for_nothing_cluster_wide() -> None:
+    assert settings(("a", "b")).scanning.disabled is True
+    assert settings().scanning.disabled is False
+
+
+def test_namespaces_are_watched_once_each_and_patterns_are_refused() -> None:
+    assert main.checked_namespaces(("a", "b", "a")) == ("a", "b")
+    for wrong in ("team-*", "a,b", "", "Upper"):
+        result = CliRunner().invoke(main.main, ["--namespace", wrong])
+        assert result.exit_code == 2
+        assert f"{wrong!r} is no name of a namespace; write one name" in " ".join(result.output.split())
+
+
+def test_of_a_namespace_that_refuses_us_kopf_does_not_tell_each_attempt() -> None:
+    refusal = "Request attempt #7 failed; will retry: GET https://k/x -> APIForbiddenError('no', status=403)"
+    line = logging.LogRecord("kopf", logging.ERROR, "", 0, "%s", (refusal,), None)
+    assert not main.is_news(line)
+    assert main.is_news(logging.LogRecord("kopf", logging.ERROR, "", 0, "%s", ("APIServerError",), None))
+
+
+def test_the_lease_is_in_the_pods_namespace_unless_another_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "namespace"
+    monkeypatch.setattr(lease, "NAMESPACE_FILE", file)
+    monkeypatch.delenv("POD_NAMESPACE", raising=False)
+    result = CliRunner().invoke(main.main, ["--leader-elect"])
+    assert result.exit_code == 2
+    assert "give --lease-namespace, or POD_NAMESPACE" in " ".join(result.output.split())
+    file.write_text("of-the-pod\n")
+    assert main.lease_of("x", None).namespace == "of-the-pod"
+    monkeypatch.setenv("POD_NAMESPACE", "of-the-environment")
+    assert main.lease_of("x", None).namespace == "of-the-environment"
+    assert str(main.lease_of("x", "named")) == "named/x"
+
+
+def test_a_process_that_comes_back_is_not_its_predecessor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POD_NAME", "operator-0")
+    one, other = lease.own_identity(), lease.own_identity()
+    assert one.startswith("operator-0_")
+    assert one != other
+
+
 def test_help_names_every_flag() -> None:
     result = CliRunner().invoke(main.main, ["--help"])
     assert result.exit_code == 0
-    for flag in ("--namespace", "--resolve-services", "--runtime-image", "--probe-address"):
+    for flag in (
+        "--namespace",
+        "--leader-elect",
+        "--lease-name",
+        "--lease-namespace",
+        "--resolve-services",
+        "--runtime-image",
+        "--probe-address",
+    ):
         assert flag in result.output

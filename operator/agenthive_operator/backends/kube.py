@@ -22,6 +22,7 @@ import orjson
 from kubernetes.aio import client, config
 
 from agenthive_operator.api.meta import GROUP, VERSION
+from agenthive_operator.backends.fence import READS, Guard, fenced_requests
 from agenthive_operator.plan.names import FIELD_MANAGER
 
 REQUEST_SECONDS: Final = 20.0
@@ -82,7 +83,9 @@ EVENT: Final = Resource("Event", "events")
 ENDPOINT_SLICE: Final = Resource("EndpointSlice", "endpointslices", "discovery.k8s.io")
 # rbac: core/persistentvolumeclaims get,patch
 CLAIM: Final = Resource("PersistentVolumeClaim", "persistentvolumeclaims")
-# What kopf reads to find out which kinds and namespaces exist.
+# rbac: coordination.k8s.io/leases get,create,patch,watch
+LEASE: Final = Resource("Lease", "leases", "coordination.k8s.io")
+# What kopf reads to find out which kinds and namespaces exist, where the whole cluster is watched.
 # rbac: core/namespaces list,watch
 # rbac: apiextensions.k8s.io/customresourcedefinitions list,watch
 
@@ -90,7 +93,7 @@ CUSTOM: Final = (AGENT_HIVE, AGENT)
 CHILDREN: Final = (DEPLOYMENT, STATEFUL_SET, SERVICE, SECRET, CONFIG_MAP, POD)
 """Kinds watched by label, in the order in which a resync lists them."""
 BY_KIND: Final[Mapping[str, Resource]] = {
-    resource.kind: resource for resource in (*CUSTOM, *CHILDREN, CLAIM, EVENT, ENDPOINT_SLICE)
+    resource.kind: resource for resource in (*CUSTOM, *CHILDREN, CLAIM, EVENT, ENDPOINT_SLICE, LEASE)
 }
 
 
@@ -112,6 +115,13 @@ class ApiError(Exception):
     def transient(self) -> bool:
         """Whether the same request may succeed a little later without anybody changing anything."""
         return self.status in {0, 408, 409, 429} or self.status >= 500
+
+
+class NotLeadingError(ApiError):
+    """Nothing was sent: another replica may act by now, and this one must not."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(0, "NotLeading", message)
 
 
 async def load_configuration() -> client.Configuration:
@@ -146,9 +156,16 @@ def _default_kubeconfig() -> str:
 
 
 class Kube:
-    """A connection to one API server. Use as an async context manager, or call ``aclose``."""
+    """A connection to one API server. Use as an async context manager, or call ``aclose``.
 
-    def __init__(self, configuration: client.Configuration) -> None:
+    ``guard`` is asked before each write, right before it leaves, and before whatever else only one replica may do.
+    """
+
+    def __init__(self, configuration: client.Configuration, *, guard: Guard | None = None) -> None:
+        self._guard = guard
+        if guard is not None:
+            session = configuration.client_session_kwargs or {}
+            configuration.client_session_kwargs = {**session, "request_class": fenced_requests(guard)}
         self._api: Any = client.ApiClient(configuration)
         self._api.user_agent = FIELD_MANAGER
 
@@ -168,6 +185,14 @@ class Kube:
     async def aclose(self) -> None:
         """Close all connections."""
         await self._api.close()
+
+    def check(self) -> None:
+        """To be called before anything that only the acting replica may do outside of this API.
+
+        Raises ``NotLeadingError`` where this one may not.
+        """
+        if self._guard is not None:
+            self._guard()
 
     # ---- reading
 
@@ -211,16 +236,20 @@ class Kube:
         namespace: str | None,
         version: str,
         *,
+        fields: str = "",
         metadata_only: bool = False,
         seconds: int = 270,
     ) -> AsyncIterator[tuple[str, Object]]:
         """Events (type, object) after ``version``, bookmarks included, until the server ends the stream.
 
+        ``fields`` is a field selector.
         Raises ``ApiError``; status 410 means that the version is too old and a new list is needed.
         """
         query = {
             "watch": "true", "allowWatchBookmarks": "true", "resourceVersion": version, "timeoutSeconds": str(seconds),
         }  # fmt: skip
+        if fields:
+            query["fieldSelector"] = fields
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=REQUEST_SECONDS, sock_read=WATCH_SILENCE_SECONDS)
         response = await self._request("GET", resource.path(namespace), query, _accept(metadata_only), None, timeout)
         try:
@@ -308,6 +337,9 @@ class Kube:
         body: Object | None,
         timeout: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
+        if self._guard is not None and method not in READS:
+            # What is sent while the lease is good has the rest of it to be answered.
+            timeout = aiohttp.ClientTimeout(total=min(REQUEST_SECONDS, self._guard()))
         configuration = self._api.configuration
         sent = {**self._api.default_headers, **headers}
         await self._api.update_params_for_auth(sent, [], ["BearerToken"], path, method, body)

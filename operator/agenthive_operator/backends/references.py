@@ -118,7 +118,9 @@ class References:
                 if error.status == 410:
                     version = ""  # too old: list again and compare, which also finds missed deletions
                 elif not (error.status == 0 and version):
-                    logger.warning("watch of %s: %s; again in %.1f s at most", resource.plural, error, delay)
+                    # That a namespace refuses us is said where all of it is read.
+                    told = logging.DEBUG if error.status == 403 and namespace is not None else logging.WARNING
+                    logger.log(told, "watch of %s: %s; again in %.1f s at most", resource.plural, error, delay)
                 await asyncio.sleep(random.uniform(0.1, delay))  # noqa: S311 - jitter
                 delay = min(RETRY_SECONDS, delay * 2)
 

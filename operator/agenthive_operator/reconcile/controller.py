@@ -1,4 +1,7 @@
-"""The operator without kopf: takes what watches tell, keeps the queue running, compares with lists now and then."""
+"""The operator without kopf: takes what watches tell, keeps the queue running, compares with lists now and then.
+
+A replica that does not act (see ``backends.lease``) keeps its cache up to date and does nothing else.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final
 
 from agenthive_operator.backends.events import EventRecorder
@@ -32,6 +37,10 @@ BUSY_FIGURES_SECONDS: Final = 2.4
 SPREAD_SECONDS: Final = 20.0
 """A resync spreads its reconciles over this long."""
 MIGRATION_SECONDS: Final = 660.0
+LIST_RETRY_SECONDS: Final = 10.0
+REFUSED_RETRY_SECONDS: Final = 30.0
+SETTLE_SECONDS: Final = 30.0
+"""What a predecessor wrote at its end arrives within this long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +54,25 @@ class Health:
     oldest_in_flight: float = 0.0
     last_event: float = 0.0
     objects: int = 0
+    acting: bool = False
+
+
+class Listed(Enum):
+    """What became of a LIST."""
+
+    DONE = "done"
+    FAILED = "failed"
+    REFUSED = "refused"
+    """The namespace does not exist (yet), or holds no Role for us."""
 
 
 class Controller:
-    """Everything that reconciles, for one API server. ``observe`` feeds it, ``run`` runs it."""
+    """Everything that reconciles, for one API server. ``observe`` feeds it, ``run`` runs it.
 
-    def __init__(self, kube: Kube, options: Options) -> None:
+    ``elected`` is set once this replica is to act; None: it is the only one.
+    """
+
+    def __init__(self, kube: Kube, options: Options, elected: asyncio.Event | None = None) -> None:
         cache = ObjectCache()
         self.queue: KeyedQueue[Key] = KeyedQueue(self._reconcile, workers=options.workers)
         self.context = Context(
@@ -62,20 +84,27 @@ class Controller:
             events=EventRecorder(kube),
             resolver=Resolver(kube, enabled=options.resolve_services),
             queue=self.queue,
-            redis=Monitor[StoreReport]("redis", self.queue.add, good=lambda report: report.ok),
-            caches=Monitor[StoreReport]("caches", self.queue.add, good=lambda report: report.ok),
+            redis=Monitor[StoreReport]("redis", self.queue.add, good=lambda report: report.ok, permit=kube.check),
+            caches=Monitor[StoreReport]("caches", self.queue.add, good=lambda report: report.ok, permit=kube.check),
             postgres=Monitor[PostgresReport](
                 "postgres",
                 self.queue.add,
                 good=lambda report: report.store.ok and report.schema.ok,
                 timeout=MIGRATION_SECONDS,
+                permit=kube.check,
             ),
-            figures=Monitor[dict[str, Figures]]("figures", self._figures_changed, steady=figures_pause),
+            figures=Monitor[dict[str, Figures]](
+                "figures", self._figures_changed, steady=figures_pause, permit=kube.check
+            ),
             logins=Logins(kube, cache, self.queue),
         )
         self._hives = HiveReconciler(self.context)
         self._agents = AgentReconciler(self.context)
         self._namespaces: tuple[str | None, ...] = options.namespaces or (None,)
+        self._read: set[str | None] = set()
+        self._refused: set[str | None] = set()
+        self._elected = elected
+        self._acting_since: float | None = None
         self._last_event = time.monotonic()
         self.health = Health(beat=time.monotonic())
         self.synced = asyncio.Event()
@@ -83,17 +112,29 @@ class Controller:
     async def run(self) -> None:
         """Run until cancelled. ``synced`` is set once the first complete lists are in the cache."""
         try:
-            await self._first_sync()
             async with asyncio.TaskGroup() as group:
+                for namespace in self._namespaces:
+                    group.create_task(self._keep_reading(namespace), name=f"lists of {namespace or 'the cluster'}")
+                await self.synced.wait()
+                logger.info("synced: %d objects", len(self.context.cache))
                 group.create_task(self.context.references.run(), name="references")
+                group.create_task(self._beat(), name="beat")
+                await self._begin_to_act()
                 context = self.context
                 for monitor in (context.redis, context.caches, context.postgres, context.figures):
                     group.create_task(monitor.run(), name="monitor")
                 group.create_task(self.queue.run(), name="queue")
-                group.create_task(self._resync_for_ever(), name="resync")
-                group.create_task(self._beat(), name="beat")
         finally:
             await self._hives.stores.aclose()
+
+    async def _begin_to_act(self) -> None:
+        """Wait for our turn; then what the predecessor wrote is read before anything is decided."""
+        if self._elected is not None:
+            await self._elected.wait()
+            await asyncio.gather(*(self._list_all(namespace) for namespace in self._read))
+        self._acting_since = time.monotonic()
+        for key in self._keys():
+            self._add(key)
 
     # ---- what is told
 
@@ -104,19 +145,39 @@ class Controller:
         self._react(obj, change)
 
     def _react(self, obj: Object, change: Change) -> None:
-        if change is Change.NONE:
+        namespace = obj["metadata"].get("namespace", "")
+        if change is Change.NONE or not self._acts_in(namespace):
             return
         custom = obj["kind"] in {"AgentHive", "Agent"}
-        if custom and change is Change.STATUS:
+        if custom and change is Change.STATUS and not self._took_over_lately():
             return  # our own words
         for key in keys_of(obj):
-            self.queue.add(key)
-        namespace = obj["metadata"].get("namespace", "")
+            self._add(key)
         if obj["kind"] == "Agent":  # its hive counts agents, and the connections that their pods may open
             hive = ((obj.get("spec") or {}).get("hiveRef") or {}).get("name", "")
-            self.queue.add(Key("AgentHive", namespace, hive))
+            self._add(Key("AgentHive", namespace, hive))
         if obj["kind"] == "AgentHive" and change in {Change.ADDED, Change.REMOVED}:
             self.context.enqueue_agents(Key("AgentHive", namespace, obj["metadata"]["name"]))
+
+    def _acts_in(self, namespace: str) -> bool:
+        """Whether objects of a namespace are reconciled: not on a standby, nor before all of it was read."""
+        return self._acting_since is not None and (None in self._read or namespace in self._read)
+
+    def _took_over_lately(self) -> bool:
+        """Whether a status may be a predecessor's last word, which has to be compared with ours."""
+        since = self._acting_since
+        return self._elected is not None and since is not None and time.monotonic() - since < SETTLE_SECONDS
+
+    def _add(self, key: Key) -> None:
+        if self._acts_in(key.namespace):
+            self.queue.add(key)
+
+    def _keys(self, namespace: str | None = None) -> Iterator[Key]:
+        """Everything that is reconciled (in one namespace), as far as it is known."""
+        for resource in CUSTOM:
+            for obj in self.context.cache.all(resource.kind):
+                if namespace in {None, obj["metadata"].get("namespace", "")}:
+                    yield from keys_of(obj)
 
     def _reference_changed(self, referrer: tuple[str, str, str]) -> None:
         self.queue.add(Key(*referrer))
@@ -136,6 +197,8 @@ class Controller:
     # ---- what is done
 
     async def _reconcile(self, key: Key) -> float | None:
+        if not self._acts_in(key.namespace):
+            return None  # its namespace cannot be read any more; should it come back, all in it is looked at
         try:
             if key.kind == "AgentHive":
                 return await self._hives.reconcile(key)
@@ -144,62 +207,91 @@ class Controller:
             if error.transient or error.status == 404:
                 # 404: the object or its namespace went while we worked; the next look finds out which.
                 raise RetryLater(str(error), after=error.retry_after) from error
+            if error.status == 403:
+                logger.warning("%s: %s", key, error)
+                raise RetryLater("refused") from error
             raise
 
     # ---- lists
 
-    async def _first_sync(self) -> None:
-        """Fill the cache before anything is decided; tries until the API server answers."""
+    async def _keep_reading(self, namespace: str | None) -> None:
+        """Read a namespace (None: the cluster), and now and then repair what watches missed.
+
+        One that refuses us is waited for, and holds up no other.
+        """
+        delay = 0.5
+        while True:
+            if await self._list_all(namespace):
+                self._take_in(namespace)
+                delay = 0.5
+                seconds = self.context.options.resync_seconds
+                await asyncio.sleep(random.uniform(0.8, 1.2) * seconds)  # noqa: S311 - jitter
+            else:
+                self._leave_out(namespace)
+                await asyncio.sleep(random.uniform(delay / 2, delay))  # noqa: S311 - jitter
+                delay = min(REFUSED_RETRY_SECONDS, delay * 2)
+
+    def _take_in(self, namespace: str | None) -> None:
+        """All of a namespace is in the cache: have everything in it looked at, at once when that is news."""
+        news = namespace not in self._read
+        if namespace in self._refused:
+            logger.info("namespace %s can be read now", namespace)
+        self._refused.discard(namespace)
+        self._read.add(namespace)
+        for key in self._keys(namespace) if self._acting_since is not None else ():
+            self.queue.add_after(key, 0.0 if news else random.uniform(0, SPREAD_SECONDS))  # noqa: S311 - spread
+        self._settle()
+
+    def _leave_out(self, namespace: str | None) -> None:
+        if namespace not in self._refused:
+            logger.warning("namespace %s is left out until it can be read", namespace)
+        self._refused.add(namespace)
+        self._read.discard(namespace)
+        self._settle()
+
+    def _settle(self) -> None:
+        """The first sync is over once something was read and nothing is left that may still be."""
+        if self._read and self._read | self._refused >= set(self._namespaces):
+            self.synced.set()
+
+    async def _list_all(self, namespace: str | None) -> bool:
+        """Compare the cache with complete lists of every kind; False if the namespace refuses us.
+
+        Tries until the API server answers.
+        """
         for resource in (*CUSTOM, *CHILDREN):
             delay = 0.2
-            while not await self._compare(resource, quiet=delay < 5):
+            while (listed := await self._compare(resource, namespace, quiet=delay < 5)) is Listed.FAILED:
                 await asyncio.sleep(random.uniform(delay / 2, delay))  # noqa: S311 - jitter
-                delay = min(10.0, delay * 2)
-        for resource in CUSTOM:
-            for obj in self.context.cache.all(resource.kind):
-                for key in keys_of(obj):
-                    self.queue.add(key)
-        self.synced.set()
-        logger.info("synced: %d objects", len(self.context.cache))
+                delay = min(LIST_RETRY_SECONDS, delay * 2)
+            if listed is Listed.REFUSED:
+                return False
+        return True
 
-    async def _compare(self, resource: Resource, *, quiet: bool = False) -> bool:
-        """Compare the cache with complete lists; False if one of them could not be had, which is not absence."""
+    async def _compare(self, resource: Resource, namespace: str | None, *, quiet: bool = False) -> Listed:
+        """Compare the cache with a complete list. One that could not be had is not absence."""
         labels = "" if resource in CUSTOM else SELECTOR
-        complete = True
-        for namespace in self._namespaces:
-            try:
-                # rbac: agenthive.dev/agenthives list
-                # rbac: agenthive.dev/agents list
-                # rbac: apps/deployments list
-                # rbac: apps/statefulsets list
-                # rbac: core/services list
-                # rbac: core/secrets list
-                # rbac: core/configmaps list
-                # rbac: core/pods list
-                items, version = await self.context.kube.list(resource, namespace, labels=labels)
-            except ApiError as error:
-                complete = False
-                logger.log(logging.INFO if quiet else logging.WARNING, "list of %s: %s", resource.plural, error)
-                continue
-            for obj in self.context.cache.replace(resource.kind, namespace, items, version):
-                gone = self.context.cache.get(*_ref(obj)) is None
-                self._react(obj, Change.REMOVED if gone else Change.UPDATED)
-        return complete
-
-    async def _resync_for_ever(self) -> None:
-        while True:
-            seconds = self.context.options.resync_seconds
-            await asyncio.sleep(random.uniform(0.8, 1.2) * seconds)  # noqa: S311 - jitter
-            await self.resync()
-
-    async def resync(self) -> None:
-        """Repair what watches missed, and have everything looked at once more."""
-        for resource in (*CUSTOM, *CHILDREN):
-            await self._compare(resource)
-        for resource in CUSTOM:
-            for obj in self.context.cache.all(resource.kind):
-                for key in keys_of(obj):
-                    self.queue.add_after(key, random.uniform(0, SPREAD_SECONDS))  # noqa: S311 - spread
+        try:
+            # rbac: agenthive.dev/agenthives list
+            # rbac: agenthive.dev/agents list
+            # rbac: apps/deployments list
+            # rbac: apps/statefulsets list
+            # rbac: core/services list
+            # rbac: core/secrets list
+            # rbac: core/configmaps list
+            # rbac: core/pods list
+            items, version = await self.context.kube.list(resource, namespace, labels=labels)
+        except ApiError as error:
+            refused = error.status == 403 and namespace is not None
+            told = logging.INFO if quiet and not refused else logging.WARNING
+            if refused and namespace in self._refused:
+                told = logging.DEBUG  # said before, when it was left out
+            logger.log(told, "list of %s: %s", resource.plural, error)
+            return Listed.REFUSED if refused else Listed.FAILED
+        for obj in self.context.cache.replace(resource.kind, namespace, items, version):
+            gone = self.context.cache.get(*_ref(obj)) is None
+            self._react(obj, Change.REMOVED if gone else Change.UPDATED)
+        return Listed.DONE
 
     async def _beat(self) -> None:
         while True:
@@ -213,6 +305,7 @@ class Controller:
                 oldest_in_flight=schedule.oldest_in_flight(now),
                 last_event=self._last_event,
                 objects=len(self.context.cache),
+                acting=self._acting_since is not None,
             )
             await asyncio.sleep(1.0)
 

@@ -90,6 +90,7 @@ class HiveDeletion:
 
     async def _clean(self, key: Key, hive: AgentHive, server: Server) -> str:
         """Remove what the hive left in an external server; returns what went wrong, or nothing."""
+        self._context.kube.check()
         connection = await self._stores.connection(key, hive, server)
         if connection.access is None:
             return connection.missing.message if connection.missing else "no URL"

@@ -11,8 +11,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
+from agenthive_operator.backends.kube import ApiError
 from agenthive_operator.reconcile.cache import Key
-from agenthive_operator.reconcile.queue import Backoff, KeyedQueue
+from agenthive_operator.reconcile.queue import Backoff, KeyedQueue, RetryLater
 
 R = TypeVar("R")
 
@@ -35,7 +36,8 @@ class Monitor(Generic[R]):
     ``good`` tells whether a result needs no hurry: the next look is then ``steady`` seconds (jittered) away,
     which may depend on the result, otherwise it comes with a backoff of at most ten seconds. ``on_change`` is told a
     key whose result differs from the one before. A check that raises is logged and repeated with backoff; its result
-    stays what it was.
+    stays what it was. ``permit`` is asked before each check, whose work only one replica may do: it raises
+    ``ApiError`` where this one may not.
     """
 
     def __init__(
@@ -47,10 +49,12 @@ class Monitor(Generic[R]):
         steady: float | Callable[[R], float] = STEADY_SECONDS,
         workers: int = 8,
         timeout: float = 60.0,
+        permit: Callable[[], None] = lambda: None,
     ) -> None:
         self._on_change = on_change
         self._good = good
         self._steady = steady
+        self._permit = permit
         self._looks: dict[Key, _Look[R]] = {}
         self._rng = random.Random()  # noqa: S311 - jitter
         self.queue: KeyedQueue[Key] = KeyedQueue(self._look, name=name, workers=workers, timeout=timeout, backoff=RETRY)
@@ -89,6 +93,10 @@ class Monitor(Generic[R]):
         look = self._looks.get(key)
         if look is None:
             return None
+        try:
+            self._permit()
+        except ApiError as error:
+            raise RetryLater(str(error)) from error
         result = await look.check()
         if self._looks.get(key) is not look:
             return None  # another server is asked by now, or nobody asks; its own look is queued

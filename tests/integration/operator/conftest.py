@@ -13,6 +13,7 @@ import pytest
 
 from agenthive_operator.backends import kube as api
 from agenthive_operator.backends.kube import BY_KIND, ApiError, Kube
+from agenthive_operator.backends.lease import LeaseName
 from agenthive_operator.main import operate
 from agenthive_operator.reconcile.context import Options
 
@@ -152,10 +153,12 @@ async def cluster(api_server: Any, kube_namespace: str, monkeypatch: pytest.Monk
 
 
 @asynccontextmanager
-async def running_operator(options: Options, *, probe_address: str | None = None) -> AsyncIterator[None]:
+async def running_operator(
+    options: Options, *, probe_address: str | None = None, lease: LeaseName | None = None
+) -> AsyncIterator[None]:
     """The operator with everything it has: its controller in this loop, kopf in its thread."""
     stop = asyncio.Event()
-    task = asyncio.create_task(operate(options, probe_address=probe_address, stop=stop))
+    task = asyncio.create_task(operate(options, probe_address=probe_address, stop=stop, lease=lease))
     try:
         yield
     finally:

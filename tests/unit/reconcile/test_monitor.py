@@ -6,6 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import pytest
+
+from agenthive_operator.backends.kube import NotLeadingError
 from agenthive_operator.reconcile.cache import Key
 from agenthive_operator.reconcile.monitor import Monitor
 
@@ -98,3 +101,25 @@ async def test_what_is_forgotten_is_not_looked_at() -> None:
         await asyncio.wait_for(monitor.queue.drained(), 5)
     assert looks == 0
     assert monitor.latest(KEY) is None
+
+
+async def test_nothing_is_looked_at_without_permission(caplog: pytest.LogCaptureFixture) -> None:
+    """A replica that may not act neither migrates nor mints, which looks do."""
+    asked: list[str] = []
+
+    def permit() -> None:
+        asked.append("")
+        if len(asked) < 3:
+            raise NotLeadingError("the Lease is not held")
+
+    monitor = Monitor[str]("test", lambda key: None, permit=permit)
+
+    async def check() -> str:
+        return f"after {len(asked)}"
+
+    with caplog.at_level("INFO"):
+        monitor.watch(KEY, "url", check)
+        async with running(monitor):
+            await eventually(lambda: monitor.latest(KEY) is not None)
+    assert monitor.latest(KEY) == "after 3"
+    assert "Traceback" not in caplog.text

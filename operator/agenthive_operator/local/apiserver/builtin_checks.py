@@ -406,6 +406,15 @@ def _binding(obj: Json, old: Json | None) -> list[FieldError]:
     return []
 
 
+def _lease(obj: Json, old: Json | None) -> list[FieldError]:
+    spec, found = obj.get("spec") or {}, []
+    if (seconds := spec.get("leaseDurationSeconds", 1)) <= 0:
+        found.append(errors.invalid("spec.leaseDurationSeconds", seconds, "must be greater than 0"))
+    if (transitions := spec.get("leaseTransitions", 0)) < 0:
+        found.append(errors.invalid("spec.leaseTransitions", transitions, "must be greater than or equal to 0"))
+    return found
+
+
 _CHECKS: dict[str, Callable[[Json, Json | None], list[FieldError]]] = {
     "pods": _pod,
     "services": _service,
@@ -416,6 +425,7 @@ _CHECKS: dict[str, Callable[[Json, Json | None], list[FieldError]]] = {
     "replicasets.apps": _workload,
     "daemonsets.apps": _workload,
     "statefulsets.apps": _stateful_set,
+    "leases.coordination.k8s.io": _lease,
     "rolebindings.rbac.authorization.k8s.io": _binding,
     "clusterrolebindings.rbac.authorization.k8s.io": _binding,
     "customresourcedefinitions.apiextensions.k8s.io": crds.check,
