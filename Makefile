@@ -50,6 +50,7 @@ schema: $(STAMP)  ## Generate docs/message.schema.json from the protocol
 docs: schema  ## Generate what docs/ has from the code: conditions, metrics and the message schema
 	@$(BIN)/python -m agenthive_operator.reconcile.conditions > docs/conditions.md
 	@$(BIN)/python -m agenthive.telemetry > docs/metrics.md
+	@$(BIN)/python -m agenthive_operator.metrics > docs/operator-metrics.md
 
 bench: $(STAMP)  ## Measure; ONLY=bus limits it
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'  # the first with --group

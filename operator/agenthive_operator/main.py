@@ -15,36 +15,35 @@ import re
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, cast
 
+import aiohttp
 import click
 import kopf
 
+from agenthive_operator import log
 from agenthive_operator.backends.kube import CHILDREN, CUSTOM, Kube, Object, Resource, load_configuration
 from agenthive_operator.backends.lease import Election, LeaseLostError, LeaseName, own_identity, own_namespace
-from agenthive_operator.reconcile.cache import SELECTOR
+from agenthive_operator.metrics import Metrics
+from agenthive_operator.probes import serving, split_address
+from agenthive_operator.reconcile.cache import SELECTOR, Key
 from agenthive_operator.reconcile.context import Options
-from agenthive_operator.reconcile.controller import Controller, Health
+from agenthive_operator.reconcile.controller import Controller
 
 logger = logging.getLogger(__name__)
 
 CLIENT_NAME: Final = "agenthive-operator"
 LOGIN_MINUTES: Final = 10
 """kopf logs in again this often, so that a rotated token is picked up."""
-STUCK_SECONDS: Final = 300.0
-"""A key that waits or is handled for longer means that the queue is stuck."""
 SWITCH_SECONDS: Final = 0.0005
 LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 TLS_CLOSE_SECONDS: Final = 0.25
 """By then the connections of kopf are closed; no event tells, so aiohttp's documentation names this figure."""
 EXIT_LEASE_LOST: Final = 75
 """EX_TEMPFAIL: started again, this process is the standby of the replica that acts now."""
-STALLED_SECONDS: Final = 15.0
-"""The controller's loop beats every second; silence for this long means that it hangs."""
 
 
 class EndlessBackoffs:
@@ -100,8 +99,10 @@ def _selector(resource: Resource) -> tuple[str, str, str]:
     return resource.group, resource.version, resource.plural
 
 
-def wire(observe: Callable[[str | None, Object], None], health: Callable[[], Health]) -> kopf.OperatorRegistry:
-    """Handlers: every event of both kinds and of labelled children goes to ``observe``; probes ask ``health``."""
+def wire(
+    observe: Callable[[str | None, Object], None], trace: Callable[[], aiohttp.TraceConfig]
+) -> kopf.OperatorRegistry:
+    """Handlers: every event of both kinds and of labelled children goes to ``observe``, every request to ``trace``."""
     registry = kopf.OperatorRegistry()
     for resource in (*CUSTOM, *CHILDREN):
         # A coroutine: kopf would run a plain function in a thread pool, one hop per event.
@@ -117,22 +118,18 @@ def wire(observe: Callable[[str | None, Object], None], health: Callable[[], Hea
             observe(event["type"], {**event["object"], "kind": kind})
 
     @kopf.on.login(id="login", registry=registry)
-    async def _login(**_: Any) -> kopf.ConnectionInfo:
-        return await login()
-
-    @kopf.on.probe(id="controller", registry=registry, errors=kopf.ErrorsMode.PERMANENT)
-    def _probe(**_: Any) -> dict[str, float]:
-        return judge(health(), time.monotonic())
+    async def _login(**_: Any) -> kopf.AiohttpSession:
+        return await login(trace())
 
     return registry
 
 
-async def login() -> kopf.ConnectionInfo:
+async def login(trace: aiohttp.TraceConfig) -> kopf.AiohttpSession:
     """The same credentials as the controller's, for kopf; they expire so that kopf asks again."""
     found = await load_configuration()
     header = await found.get_api_key_with_prefix("BearerToken") or ""
     scheme, _, token = header.partition(" ")
-    return kopf.ConnectionInfo(
+    access = kopf.ConnectionInfo(
         server=found.host,
         ca_path=found.ssl_ca_cert,
         insecure=not found.verify_ssl,
@@ -140,26 +137,16 @@ async def login() -> kopf.ConnectionInfo:
         token=token or None,
         certificate_path=found.cert_file,
         private_key_path=found.key_file,
-        proxy_url=found.proxy,
-        expiration=datetime.now(UTC) + timedelta(minutes=LOGIN_MINUTES),
     )
-
-
-def judge(seen: Health, now: float) -> dict[str, float]:
-    """What /healthz answers; raises ``kopf.PermanentError``, which makes it a failure, when something is stuck."""
-    figures = {
-        "queue": float(seen.depth),
-        "oldestWaitSeconds": round(seen.oldest_wait, 1),
-        "oldestInFlightSeconds": round(seen.oldest_in_flight, 1),
-        "secondsSinceEvent": round(now - seen.last_event, 1) if seen.last_event else 0.0,
-        "objects": float(seen.objects),
-        "leads": float(seen.acting),
-    }
-    if seen.synced and now - seen.beat > STALLED_SECONDS:
-        raise kopf.PermanentError(f"the controller's loop has not turned for {now - seen.beat:.0f} s")
-    if seen.oldest_wait > STUCK_SECONDS:
-        raise kopf.PermanentError(f"the queue is stuck: a key has waited for {seen.oldest_wait:.0f} s")
-    return figures
+    # As kopf itself would make it, but for the trace.
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, ssl=access.as_ssl_context()),
+        headers=access.as_http_headers(),
+        proxy=found.proxy,
+        trace_configs=[trace],
+    )
+    expiration = datetime.now(UTC) + timedelta(minutes=LOGIN_MINUTES)
+    return kopf.AiohttpSession(server=found.host, aiohttp_session=session, expiration=expiration)
 
 
 @dataclass(slots=True)
@@ -168,7 +155,6 @@ class Watches:
 
     registry: kopf.OperatorRegistry
     namespaces: tuple[str, ...]
-    liveness: str | None
     stop: threading.Event
     on_end: Callable[[], None]
 
@@ -186,7 +172,6 @@ class Watches:
                 standalone=True,
                 clusterwide=not self.namespaces,
                 namespaces=self.namespaces,
-                liveness_endpoint=self.liveness,
                 stop_flag=self.stop,
                 # kopf would ask for the account's name, which a pod's need not have.
                 identity=cast(Any, CLIENT_NAME),
@@ -219,9 +204,16 @@ async def operate(
         election: Election | None = None
         if lease is not None:
             election = Election(await stack.enter_async_context(Kube(await load_configuration())), lease)
-        kube = Kube(await load_configuration(), guard=election.check if election else None)
+
+        def ended_one(key: Key, seconds: float, error: BaseException | None) -> None:
+            metrics.reconciled(key.kind, seconds, error)
+
+        metrics = Metrics()
+        kube = Kube(await load_configuration(), guard=election.check if election else None, trace=metrics.tracing())
         await stack.enter_async_context(kube)
-        controller = Controller(kube, options, election.acquired if election else None)
+        controller = Controller(kube, options, election.acquired if election else None, ended_one)
+        metrics.read = controller.snapshot
+        await stack.enter_async_context(serving(probe_address, lambda: controller.health, metrics))
         running = asyncio.create_task(controller.run(), name="controller")
         running.add_done_callback(lambda _: ended.set())
         stopping = asyncio.create_task(stop.wait())
@@ -236,8 +228,7 @@ async def operate(
                 loop.call_soon_threadsafe(ended.set)
 
         flag = threading.Event()
-        liveness = f"http://{probe_address}/healthz" if probe_address else None
-        watches = Watches(wire(observe, lambda: controller.health), options.namespaces, liveness, flag, kopf_ended)
+        watches = Watches(wire(observe, metrics.tracing), options.namespaces, flag, kopf_ended)
         thread: threading.Thread | None = None
         synced = asyncio.create_task(controller.synced.wait())
         try:
@@ -296,6 +287,14 @@ def checked_namespaces(namespaces: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(namespaces))
 
 
+def checked_address(address: str) -> None:
+    """Raises ``click.BadParameter`` for what is no ``host:port``."""
+    try:
+        split_address(address)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--probe-address") from error
+
+
 def lease_of(name: str, namespace: str | None) -> LeaseName:
     """The Lease of this operator and this replica's identity in it. Raises ``click.UsageError``."""
     found = namespace or own_namespace()
@@ -333,7 +332,7 @@ def lease_of(name: str, namespace: str | None) -> LeaseName:
 )  # fmt: skip
 @click.option(
     "--probe-address", default=None, envvar="AGENTHIVE_PROBE_ADDRESS",
-    help="host:port on which /healthz is served; none: not served.",
+    help="host:port at which /healthz, /readyz and /metrics are served; none: not served.",
 )  # fmt: skip
 @click.option(
     "--cleanup-seconds", default=Options().cleanup_seconds, type=click.FloatRange(min=0),
@@ -348,6 +347,10 @@ def lease_of(name: str, namespace: str | None) -> LeaseName:
     "--log-level", default="INFO", envvar="AGENTHIVE_LOG_LEVEL",
     type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False), help="Least severe log lines.",
 )  # fmt: skip
+@click.option(
+    "--log-format", default="auto", envvar="AGENTHIVE_LOG_FORMAT", type=click.Choice(["auto", "json", "text"]),
+    help="Form of log lines; auto: text on a terminal, JSON elsewhere.",
+)  # fmt: skip
 def main(
     namespaces: tuple[str, ...],
     leader_elect: bool,
@@ -359,14 +362,12 @@ def main(
     cleanup_seconds: float,
     resync_seconds: float,
     log_level: str,
+    log_format: str,
 ) -> None:
     """Run the AgentHive operator against the cluster of KUBECONFIG or of the pod it runs in."""
-    logging.basicConfig(
-        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("kopf").setLevel(max(logging.WARNING, logging.getLevelName(log_level.upper())))
-    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # warns that a thread gets no signals
-    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    log.configure(log_level, log_format)
+    if probe_address is not None:
+        checked_address(probe_address)
     lease = lease_of(lease_name, lease_namespace) if leader_elect else None
     if namespaces:
         logging.getLogger("kopf._cogs.clients.watching").addFilter(is_news)

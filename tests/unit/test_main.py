@@ -7,16 +7,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import kopf
 import pytest
 from click.testing import CliRunner
 
 from agenthive_operator import main
 from agenthive_operator.backends import lease
-from agenthive_operator.main import EndlessBackoffs, judge, settings, wire
-from agenthive_operator.reconcile.controller import Health
-
-HEALTHY = Health(beat=100.0, synced=True, depth=2, oldest_wait=1.0, oldest_in_flight=0.5, last_event=90.0, objects=7)
+from agenthive_operator.main import EndlessBackoffs, settings, wire
+from agenthive_operator.metrics import Metrics
 
 
 def test_backoffs_never_end_and_stay_bounded() -> None:
@@ -39,7 +36,7 @@ def test_kopf_is_told_to_write_nothing_and_to_select_children_on_the_server() ->
 
 async def test_every_watched_kind_hands_its_events_over() -> None:
     seen: list[tuple[str | None, dict[str, Any]]] = []
-    registry = wire(lambda kind, obj: seen.append((kind, obj)), lambda: HEALTHY)
+    registry = wire(lambda kind, obj: seen.append((kind, obj)), Metrics().tracing)
     handlers = list(registry._watching.get_all_handlers())
     assert len(handlers) == 8
     for handler in handlers:
@@ -47,30 +44,6 @@ async def test_every_watched_kind_hands_its_events_over() -> None:
     assert {obj["kind"] for _, obj in seen} == {
         "AgentHive", "Agent", "Deployment", "StatefulSet", "Service", "Secret", "ConfigMap", "Pod",
     }  # fmt: skip
-
-
-def test_a_healthy_controller_answers_with_figures() -> None:
-    figures = judge(HEALTHY, 101.0)
-    assert figures == {
-        "queue": 2.0, "oldestWaitSeconds": 1.0, "oldestInFlightSeconds": 0.5, "secondsSinceEvent": 11.0, "objects": 7.0,
-        "leads": 0.0,
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("seen", "now", "words"),
-    [
-        (HEALTHY, 100 + main.STALLED_SECONDS + 1, "has not turned"),
-        (Health(beat=100, synced=True, oldest_wait=main.STUCK_SECONDS + 1), 100, "queue is stuck"),
-    ],
-)
-def test_a_stuck_controller_fails_the_probe(seen: Health, now: float, words: str) -> None:
-    with pytest.raises(kopf.PermanentError, match=words):
-        judge(seen, now)
-
-
-def test_a_controller_that_still_waits_for_its_api_server_is_not_killed() -> None:
-    assert judge(Health(beat=0.0), 10_000)["objects"] == 0
 
 
 def test_where_namespaces_are_named_kopf_asks_for_nothing_cluster_wide() -> None:
@@ -114,6 +87,12 @@ def test_a_process_that_comes_back_is_not_its_predecessor(monkeypatch: pytest.Mo
     one, other = lease.own_identity(), lease.own_identity()
     assert one.startswith("operator-0_")
     assert one != other
+
+
+def test_an_address_to_serve_at_is_checked_before_anything_starts() -> None:
+    result = CliRunner().invoke(main.main, ["--probe-address", "8080"])
+    assert result.exit_code == 2
+    assert "write host:port" in " ".join(result.output.split())
 
 
 def test_help_names_every_flag() -> None:

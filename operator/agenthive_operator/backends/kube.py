@@ -159,9 +159,18 @@ class Kube:
     """A connection to one API server. Use as an async context manager, or call ``aclose``.
 
     ``guard`` is asked before each write, right before it leaves, and before whatever else only one replica may do.
+    ``trace`` is told each request.
     """
 
-    def __init__(self, configuration: client.Configuration, *, guard: Guard | None = None) -> None:
+    def __init__(
+        self,
+        configuration: client.Configuration,
+        *,
+        guard: Guard | None = None,
+        trace: aiohttp.TraceConfig | None = None,
+    ) -> None:
+        if trace is not None:
+            configuration.trace_configs = [trace]
         self._guard = guard
         if guard is not None:
             session = configuration.client_session_kwargs or {}

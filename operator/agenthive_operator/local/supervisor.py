@@ -171,6 +171,7 @@ async def _start_operator(
     stack: contextlib.AsyncExitStack, folder: Folder, kubeconfig: Path, probe: str, records: Records
 ) -> Child:
     argv = [sys.executable, "-P", "-m", "agenthive_operator", "--resolve-services", "--probe-address", probe]
+    argv += ["--log-format", "text"]
     env = {**os.environ, "KUBECONFIG": str(kubeconfig)}
     operator = Child("operator", argv, env=env, cwd=folder.root, log=folder.operator_log, records=records)
     operator.start()
@@ -183,7 +184,7 @@ async def _operator_ready(folder: Folder, operator: Child, probe: str) -> None:
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
         while operator.exit_code is None and time.monotonic() < deadline:
             try:
-                async with session.get(f"http://{probe}/healthz") as answer:
+                async with session.get(f"http://{probe}/readyz") as answer:
                     if answer.status == 200:
                         return
             except (aiohttp.ClientError, TimeoutError, OSError):

@@ -9,20 +9,23 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from agenthive_operator import log
 from agenthive_operator.backends.events import EventRecorder
-from agenthive_operator.backends.kube import CHILDREN, CUSTOM, ApiError, Kube, Object, Resource
+from agenthive_operator.backends.kube import BY_KIND, CHILDREN, CUSTOM, ApiError, Kube, Object, Resource
 from agenthive_operator.backends.references import References
 from agenthive_operator.backends.reports import Figures, PostgresReport, StoreReport
 from agenthive_operator.backends.resolve import Resolver
+from agenthive_operator.metrics import QueueFigures, Snapshot
 from agenthive_operator.reconcile.agent import AgentReconciler
 from agenthive_operator.reconcile.cache import SELECTOR, Change, Key, ObjectCache, keys_of
 from agenthive_operator.reconcile.children import Children
 from agenthive_operator.reconcile.context import Context, Options
+from agenthive_operator.reconcile.hearing import Hearing
 from agenthive_operator.reconcile.hive import HiveReconciler
 from agenthive_operator.reconcile.logins import Logins
 from agenthive_operator.reconcile.monitor import Monitor
@@ -55,6 +58,7 @@ class Health:
     last_event: float = 0.0
     objects: int = 0
     acting: bool = False
+    silent: frozenset[str] = frozenset()
 
 
 class Listed(Enum):
@@ -69,12 +73,21 @@ class Listed(Enum):
 class Controller:
     """Everything that reconciles, for one API server. ``observe`` feeds it, ``run`` runs it.
 
-    ``elected`` is set once this replica is to act; None: it is the only one.
+    ``elected`` is set once this replica is to act; None: it is the only one. ``ended`` is told each look at an object,
+    how long it took (seconds) and what it raised.
     """
 
-    def __init__(self, kube: Kube, options: Options, elected: asyncio.Event | None = None) -> None:
+    def __init__(
+        self,
+        kube: Kube,
+        options: Options,
+        elected: asyncio.Event | None = None,
+        ended: Callable[[Key, float, BaseException | None], None] = lambda key, seconds, error: None,
+    ) -> None:
         cache = ObjectCache()
-        self.queue: KeyedQueue[Key] = KeyedQueue(self._reconcile, workers=options.workers)
+        self.queue: KeyedQueue[Key] = KeyedQueue(
+            self._reconcile, workers=options.workers, about=lambda key: log.about(*key), ended=ended
+        )
         self.context = Context(
             options=options,
             kube=kube,
@@ -106,6 +119,7 @@ class Controller:
         self._elected = elected
         self._acting_since: float | None = None
         self._last_event = time.monotonic()
+        self._hearing = Hearing()
         self.health = Health(beat=time.monotonic())
         self.synced = asyncio.Event()
 
@@ -141,6 +155,9 @@ class Controller:
     def observe(self, kind: str | None, obj: Object) -> None:
         """Take in a watch event: its type (ADDED, MODIFIED, DELETED, None for a first listing) and the object."""
         self._last_event = time.monotonic()
+        if kind is not None:  # what a watch lists when it begins is not its own word
+            namespaces = self.context.options.namespaces
+            self._hearing.told((obj["kind"], obj["metadata"].get("namespace", "") if namespaces else None))
         change = self.context.cache.remove(obj) if kind == "DELETED" else self.context.cache.put(obj)
         self._react(obj, change)
 
@@ -288,10 +305,38 @@ class Controller:
                 told = logging.DEBUG  # said before, when it was left out
             logger.log(told, "list of %s: %s", resource.plural, error)
             return Listed.REFUSED if refused else Listed.FAILED
-        for obj in self.context.cache.replace(resource.kind, namespace, items, version):
+        missed = self.context.cache.replace(resource.kind, namespace, items, version)
+        self._hearing.listed((resource.kind, namespace), news=bool(missed))
+        for obj in missed:
             gone = self.context.cache.get(*_ref(obj)) is None
             self._react(obj, Change.REMOVED if gone else Change.UPDATED)
         return Listed.DONE
+
+    @property
+    def silent(self) -> frozenset[str]:
+        """Kinds of which a watch tells nothing."""
+        return frozenset(BY_KIND[kind].plural for kind, _ in self._hearing.silent)
+
+    def snapshot(self) -> Snapshot:
+        """What a scrape of the metrics reads."""
+        now, context = asyncio.get_running_loop().time(), self.context
+        queues = {
+            "reconcile": self.queue.schedule, "redis": context.redis.queue.schedule,
+            "caches": context.caches.queue.schedule, "postgres": context.postgres.queue.schedule,
+            "figures": context.figures.queue.schedule,
+        }  # fmt: skip
+        return Snapshot(
+            queues={
+                name: QueueFigures(
+                    schedule.depth, schedule.in_flight, schedule.oldest_wait(now), schedule.oldest_in_flight(now)
+                )
+                for name, schedule in queues.items()
+            },
+            objects=[obj for resource in CUSTOM for obj in context.cache.all(resource.kind)],
+            acting=self._acting_since is not None,
+            synced=self.synced.is_set(),
+            silent=self.silent,
+        )
 
     async def _beat(self) -> None:
         while True:
@@ -306,6 +351,7 @@ class Controller:
                 last_event=self._last_event,
                 objects=len(self.context.cache),
                 acting=self._acting_since is not None,
+                silent=self.silent,
             )
             await asyncio.sleep(1.0)
 

@@ -16,6 +16,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -183,7 +184,8 @@ class KeyedQueue(Generic[K]):
 
     ``handle`` returns None, or the seconds after which it wants to see the key again without any event. One handling
     may take ``timeout`` seconds; beyond that it is cancelled and counts as failed, so that no key can hold a worker
-    for ever. ``clock`` is a monotonic clock in seconds.
+    for ever. ``clock`` is a monotonic clock in seconds. ``about(key)`` is entered around each handling, and ``ended``
+    is told a key, how long its handling took (seconds) and what it raised.
     """
 
     def __init__(
@@ -196,8 +198,12 @@ class KeyedQueue(Generic[K]):
         backoff: Backoff | None = None,
         clock: Callable[[], float] | None = None,
         rng: random.Random | None = None,
+        about: Callable[[K], AbstractContextManager[None]] = lambda key: nullcontext(),
+        ended: Callable[[K, float, BaseException | None], None] = lambda key, seconds, error: None,
     ) -> None:
         self._handle = handle
+        self._about = about
+        self._ended = ended
         self._name = name
         self._workers = workers
         self._timeout = timeout
@@ -256,16 +262,24 @@ class KeyedQueue(Generic[K]):
             return  # something delayed is due now
 
     async def _handle_one(self, key: K) -> None:
+        with self._about(key):
+            await self._handle_and_note(key)
+
+    async def _handle_and_note(self, key: K) -> None:
+        began = self._clock()
+        raised: Exception | None = None
         try:
             async with asyncio.timeout(self._timeout):
                 again = await self._handle(key)
         except RetryLater as later:
+            raised = later
             delay = self.schedule.failed(key, self._clock(), retry_after=later.after)
             logger.info("%s %s: %s; again in %.1f s", self._name, key, later, delay)
         except asyncio.CancelledError:
             raise
-        except Exception:
+        except Exception as error:
             # The edge of the loop: whatever one object does to us must not stop the others.
+            raised = error
             delay = self.schedule.failed(key, self._clock())
             failures = self.schedule.failures(key)
             logger.exception("%s %s failed (%d in a row); again in %.1f s", self._name, key, failures, delay)
@@ -273,4 +287,6 @@ class KeyedQueue(Generic[K]):
             self.schedule.done(key, self._clock(), requeue_after=again)
             if again is None:
                 return  # nothing to wait for that the others do not know
+        finally:
+            self._ended(key, self._clock() - began, raised)
         self._wake.set()

@@ -126,7 +126,7 @@ class Replica:
                 aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session,
                 session.get(f"http://127.0.0.1:{self.port}/healthz") as answer,
             ):
-                return dict((await answer.json())["controller"]) if answer.status == 200 else None
+                return dict(await answer.json()) if answer.status == 200 else None
         except (aiohttp.ClientError, TimeoutError):
             return None
 

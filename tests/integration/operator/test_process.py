@@ -12,10 +12,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from agenthive_operator.metrics import DESCRIPTIONS
 from agenthive_operator.reconcile.context import Options
 
 from .conftest import Cluster, running_operator
@@ -53,6 +56,47 @@ async def healthz(port: int) -> dict[str, Any] | None:
         return None
 
 
+async def check_metrics(port: int) -> None:
+    """What a scrape finds beside a hive that is ready."""
+    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/metrics") as answer:
+        assert answer.headers["Content-Type"].startswith("text/plain")
+        families = {family.name: family for family in text_string_to_metric_families(await answer.text())}
+    documented = {f"agenthive_operator_{name}".removesuffix("_total") for name in DESCRIPTIONS}
+    assert documented <= families.keys()
+
+    def values(name: str) -> dict[tuple[tuple[str, str], ...], float]:
+        samples = families[f"agenthive_operator_{name}"].samples
+        return {tuple(sorted(sample.labels.items())): sample.value for sample in samples}
+
+    ready = [labels for labels in values("hive_condition") if ("type", "Ready") in labels]
+    assert any(("status", "True") in labels and ("name", "demo") in labels for labels in ready)
+    requests = values("api_requests")
+    assert any(
+        {("verb", "patch"), ("resource", "agenthives/status"), ("code", "200")} <= set(labels) for labels in requests
+    )
+    assert any({("verb", "watch"), ("resource", "pods")} <= set(labels) for labels in requests), "kopf's, too"
+    assert values("leading")[()] == 1
+    assert values("queue_depth")[(("queue", "reconcile"),)] == 0
+
+
+async def test_its_log_tells_machines_what_was_looked_at(
+    cluster: Cluster, tmp_path: Path, redis_url: str, postgres_url: str
+) -> None:
+    log = tmp_path / "log"
+    async with process("--namespace", cluster.namespace, log=log):
+        await cluster.external_hive("demo", redis_url, postgres_url)
+        await cluster.condition("AgentHive", "demo", "Ready", "True")
+        await cluster.create("ConfigMap", "code", data={"greeter.py": ""})
+        await cluster.agent("worker", "demo", codeFrom={"configMapRef": {"name": "code"}})
+        await cluster.exists("Deployment", "worker")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    applied = [line for line in lines if line["message"].startswith("applied Deployment")]
+    assert {(line["namespace"], line["agent"]) for line in applied} == {(cluster.namespace, "worker")}
+    assert all(len(line["reconcile"]) == 8 for line in applied)
+    password = urlsplit(postgres_url).password
+    assert not password or password not in log.read_text()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_it_runs_answers_its_probe_and_ends_when_told(
     cluster: Cluster, tmp_path: Path, redis_url: str, postgres_url: str, number: signal.Signals
@@ -67,7 +111,8 @@ async def test_it_runs_answers_its_probe_and_ends_when_told(
             return await healthz(port)
 
         figures = await cluster.until("the probe answers", alive)
-        assert figures["controller"]["objects"] >= 1
+        assert figures["objects"] >= 1
+        await check_metrics(port)
         running.send_signal(number)
         assert await asyncio.wait_for(running.wait(), 15) == 0, log.read_text()
     assert "Traceback" not in log.read_text()
