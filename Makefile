@@ -8,10 +8,10 @@ DIR    ?= .agenthive
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test lint format crds schema docs bench soak clean
+.PHONY: help demo up down test e2e-cluster lint format crds schema docs bench soak clean
 
 help:  ## What can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (once)"
@@ -31,6 +31,9 @@ down: $(STAMP)  ## Stop what `make up` started; its state stays
 test: $(STAMP)  ## Every test, with coverage; ARGS='tests/unit -q' for a part, without the bound
 	@rm -f .coverage .coverage.*
 	@$(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadfile --cov --cov-report=term $(if $(ARGS),$(ARGS),--cov-fail-under=85)
+
+e2e-cluster: $(STAMP)  ## The end-to-end tests on the cluster of KUBECONFIG, which has the CRDs and an operator
+	@AGENTHIVE_E2E_KUBECONFIG=$(or $(KUBECONFIG),$(HOME)/.kube/config) $(BIN)/pytest tests/e2e $(ARGS)
 
 lint: $(STAMP)  ## ruff and mypy --strict
 	@$(BIN)/ruff check .

@@ -116,6 +116,11 @@ class ApiError(Exception):
         """Whether the same request may succeed a little later without anybody changing anything."""
         return self.status in {0, 408, 409, 429} or self.status >= 500
 
+    @property
+    def of_ending_namespace(self) -> bool:
+        """Whether nothing new is taken as the namespace is being deleted."""
+        return self.status == 403 and "because it is being terminated" in self.message
+
 
 class NotLeadingError(ApiError):
     """Nothing was sent: another replica may act by now, and this one must not."""

@@ -68,6 +68,10 @@ class Children:
                 # rbac: apps/deployments create,patch
                 answer = await self._kube.apply(body)
             except ApiError as error:
+                if error.of_ending_namespace:
+                    return Problem(
+                        "NamespaceTerminating", f"namespace {body['metadata']['namespace']} is being deleted"
+                    )
                 if error.status in REFUSALS:
                     return Problem("ApplyRejected", f"{body['kind']} {body['metadata']['name']}: {error.message}")
                 raise

@@ -101,6 +101,7 @@ QUIET = frozenset(
     {
         "Probing", "Starting", "Loading", "WaitingForPostgres", "RollingOut", "Waiting", "PodsNotReady", "HiveNotReady",
         "UpToDate", "NoAgents", "AgentsNotReady", "RedisNotReady", "PostgresNotReady", "SchemaNotReady",
+        "NamespaceTerminating",
     }
 )  # fmt: skip
 """Reasons on the way to somewhere, or that only point at another condition: no news of their own."""

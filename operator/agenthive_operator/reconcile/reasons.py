@@ -22,6 +22,9 @@ _WAIT: Final = "Wait: it goes on by itself."
 
 _NAME_CONFLICT: Final = "Delete or rename that object, or choose another name for this one."
 _REJECTED: Final = "Read the message. Often it is a quota, an admission policy or a wrong podTemplate."
+_ENDING: Final = Reason(
+    _FALSE, "The namespace is being deleted: nothing is made in it any more.", "Nothing; all in it goes."
+)
 _INVALID: Final = "Correct the field that the message names, or upgrade the operator."
 
 _PROBING: Final = Reason("Unknown", "The first look since the operator started is under way.", _WAIT)
@@ -68,6 +71,7 @@ REASONS: Final[Mapping[str, Mapping[str, Mapping[str, Reason]]]] = {
             "NameConflict": Reason(
                 _FALSE, "An object of a name the hive needs belongs to somebody else.", _NAME_CONFLICT
             ),
+            "NamespaceTerminating": _ENDING,
             "ApplyRejected": Reason(_FALSE, "The API server refused an object of the hive.", _REJECTED),
             "RedisNotReady": Reason("False, Unknown", "RedisReady is not True.", "See RedisReady."),
             "PostgresNotReady": Reason("False, Unknown", "PostgresReady is not True.", "See PostgresReady."),
@@ -180,6 +184,7 @@ REASONS: Final[Mapping[str, Mapping[str, Mapping[str, Reason]]]] = {
             "NameConflict": Reason(
                 _FALSE, "An object of a name the agent needs belongs to somebody else.", _NAME_CONFLICT
             ),
+            "NamespaceTerminating": _ENDING,
             "ApplyRejected": Reason(_FALSE, "The API server refused an object of the agent.", _REJECTED),
             "ContainerFailed": Reason(
                 _FALSE,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import asyncpg
 import pytest
 from redis import asyncio as aioredis
@@ -9,7 +12,9 @@ from redis import asyncio as aioredis
 from agenthive.settings import HiveScope
 from agenthive.store import Store, schema_name
 from agenthive_operator.plan.names import FINALIZER, INSTANCE_ANNOTATION
-from agenthive_operator.reconcile.context import Options
+from agenthive_operator.reconcile.cache import ObjectCache
+from agenthive_operator.reconcile.children import Children
+from agenthive_operator.reconcile.context import QUIET, Options
 
 from .conftest import Cluster, running_operator
 
@@ -207,3 +212,21 @@ async def test_an_instance_id_in_the_spec_wins_over_the_retained_one(cluster: Cl
 
     await cluster.until("the Secret names the new one", relabelled)
     assert (await cluster.need("AgentHive", "demo"))["status"]["instanceId"] == "mine"
+
+
+async def test_in_a_namespace_that_ends_nothing_is_made_and_nothing_is_an_alarm(
+    cluster: Cluster, api_server: Any, unique: str
+) -> None:
+    ending = replace(cluster, namespace=f"{unique}-ending")
+    manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": ending.namespace}}
+    api_server.call("POST", "/api/v1/namespaces", manifest)
+    held = await ending.create("ConfigMap", "held", metadata={"finalizers": ["example.com/hold"]})
+    api_server.call("DELETE", f"/api/v1/namespaces/{ending.namespace}")
+    labels = {"app.kubernetes.io/managed-by": "agenthive-operator", "agenthive.dev/hive": "demo"}
+    problem = await Children(cluster.kube, ObjectCache()).apply(
+        [ending.body("Secret", "child", metadata={"labels": labels}, data={})]
+    )
+    assert problem is not None
+    assert problem.reason == "NamespaceTerminating"
+    assert problem.reason in QUIET
+    await ending.kube.merge_patch(held, {"metadata": {"finalizers": []}})
