@@ -280,11 +280,14 @@ def test_a_command_line_is_told_the_direct_way() -> None:
     external = {"urlSecretRef": {"name": "bouncer", "key": "uri"}}
     live = {"apiVersion": "agenthive.dev/v1alpha1", "kind": "AgentHive", "metadata": {"name": "demo", "namespace": "a"}}
 
-    def pointers(**changes: Any) -> dict[str, tuple[str, str]]:
+    def pointers(**changes: Any) -> dict[str, str]:
         spec = {"postgres": {"external": {**external, **changes}}}
-        return connections._pointers(AgentHive.parse({**live, "spec": spec}))
+        hive = AgentHive.parse({**live, "spec": spec})
+        secrets = {
+            name: {"uri": f"postgresql://{name}", "url": f"any://{name}"} for name in connections._secret_names(hive)
+        }
+        return connections._urls(hive, secrets)
 
-    assert pointers()["postgres"] == ("bouncer", "uri")
-    assert "postgres_direct" not in pointers()
-    direct = pointers(directUrlSecretRef={"name": "straight", "key": "url"})
-    assert (direct["postgres"], direct["postgres_direct"]) == (("bouncer", "uri"), ("straight", "url"))
+    assert pointers() == {"redis": "any://demo-redis", "postgres": "postgresql://bouncer"}
+    direct = pointers(directUrlSecretRef={"name": "straight", "key": "uri"})
+    assert (direct["postgres"], direct["postgres_direct"]) == ("postgresql://bouncer", "postgresql://straight")
