@@ -111,12 +111,17 @@ class Stores:
             monitor.forget(key)
             return connection.missing
         url = access.url
+        needs = redis.Needs(
+            scope_of(hive).hive_prefix,
+            loads=access.admin is None,
+            replicated=hive.spec.messaging.durability == "replicated",
+        )
 
         async def check() -> StoreReport:
             dialled = await self.dial(url, "redis")
-            return dialled if isinstance(dialled, StoreReport) else await redis.probe(dialled, shown=url)
+            return dialled if isinstance(dialled, StoreReport) else await redis.probe(dialled, shown=url, needs=needs)
 
-        report = monitor.watch(key, url, check)
+        report = monitor.watch(key, (url, needs), check)
         if report is None or report.ok:
             return report and replace(report, warnings=connection.warnings + report.warnings)
         monitor.poke(key)

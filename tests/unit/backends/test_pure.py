@@ -11,7 +11,7 @@ import pytest
 from agenthive.settings import HiveScope
 from agenthive.store.errors import InvalidValue, StoreAuthError, StoreError, StorePermissionError, StoreUnavailable
 from agenthive_operator.api.hive import AgentHive
-from agenthive_operator.backends import connections, kube, logins, postgres, redis
+from agenthive_operator.backends import connections, kube, logins, postgres, redis, redis_checks
 from agenthive_operator.backends.events import event_body, event_name
 from agenthive_operator.backends.reports import endpoint_of, without_secret
 from agenthive_operator.backends.resolve import ready_address, ready_endpoint, service_of, with_address
@@ -55,7 +55,7 @@ def test_passwords_are_blotted_out() -> None:
     ],
 )
 def test_judge_redis(info: dict[str, object], ok: bool, version: str) -> None:
-    report = redis.judge(info, "h:1")
+    _, report = redis_checks.version_of(info, "h:1")
     assert (report.ok, report.version) == (ok, version)
     assert report.reason == ("Reachable" if ok else "VersionTooOld")
 
