@@ -108,7 +108,7 @@ def server_cases(server: str) -> list[Case]:
         create(f"{server}: external", external(server)),
         create(f"{server}: managed and external", external(server, managed={}), EITHER_SERVER),
         create(
-            f"{server}: external without urlSecretRef", hive(**{server: {"external": {}}}), "urlSecretRef: Required"
+            f"{server}: external without a URL", hive(**{server: {"external": {}}}), "set exactly one of urlSecretRef"
         ),
         create(
             f"{server}: external without a name of the Secret",
@@ -183,7 +183,7 @@ EXTERNAL_URLS = [
     create(
         "postgres: an administrator alone",
         hive(postgres={"external": urls(adminUrl="admin")}),
-        "urlSecretRef: Required",
+        "set exactly one of urlSecretRef",
     ),
     create(
         "postgres: direct URL without a name",
@@ -194,6 +194,59 @@ EXTERNAL_URLS = [
         "postgres: impossible name of the administrator's Secret",
         hive(postgres={"external": urls(url="app", adminUrl="No")}),
         "adminUrlSecretRef.name",
+    ),
+]
+
+
+def login_cases(server: str, good: str) -> list[Case]:
+    """The rules on a URL in the spec, whose login is in Secrets."""
+
+    def url(text: str, **more: Any) -> Manifest:
+        return hive(**{server: {"external": {"url": text, **more}}})
+
+    password = {"passwordSecretRef": {"name": "login"}}
+    named = f"{server}: {good}"
+    return [
+        create(f"{named} with its login in Secrets", url(good, usernameSecretRef={"name": "login"}, **password)),
+        create(f"{named} with a user", url(good.replace("//", "//app@"), **password)),
+        create(f"{named} with neither", url(good)),
+        create(f"{named} twice", url(good, **urls(url="app")), "set exactly one of urlSecretRef"),
+        create(f"{named} of something else", url("http://host/x"), "url is not one of this server's"),
+        create(f"{named}, no host", url(good.partition("//")[0] + "//"), "url is not one of this server's"),
+        create(f"{named} with a password", url(good.replace("//", "//app:pw@")), "url holds a password"),
+        create(f"{named} with a password alone", url(good.replace("//", "//:pw@")), "url holds a password"),
+        create(f"{named} with a password as option", url(f"{good}?password=pw"), "url holds a password"),
+        create(
+            f"{named} with two users",
+            url(good.replace("//", "//app@"), usernameSecretRef={"name": "login"}),
+            "usernameSecretRef does so, too",
+        ),
+        create(
+            f"{named}, and a login beside a whole URL",
+            hive(**{server: {"external": {**urls(url="app"), **password}}}),
+            "usernameSecretRef and passwordSecretRef go with url",
+        ),
+    ]
+
+
+_SENTINEL = {"sentinelPasswordSecretRef": {"name": "login"}}
+LOGINS = [
+    *login_cases("redis", "redis://host:6379/0"),
+    *login_cases("redis", "rediss+cluster://one,two:7000"),
+    *login_cases("postgres", "postgresql://one,two/app?target_session_attrs=read-write"),
+    create(
+        "redis: password of the sentinels",
+        hive(redis={"external": {"url": "rediss+sentinel://one,two/mymaster", **_SENTINEL}}),
+    ),
+    create(
+        "redis: password of sentinels that there are none of",
+        hive(redis={"external": {"url": "redis://one", **_SENTINEL}}),
+        "sentinelPasswordSecretRef goes with a url of redis+sentinel://",
+    ),
+    create(
+        "redis: password of the sentinels beside a whole URL",
+        hive(redis={"external": {**urls(url="app"), **_SENTINEL}}),
+        "sentinelPasswordSecretRef goes with a url of redis+sentinel://",
     ),
 ]
 
@@ -432,6 +485,7 @@ CASES: list[Case] = [
     *server_cases("redis"),
     *server_cases("postgres"),
     *EXTERNAL_URLS,
+    *LOGINS,
     *CACHE_AND_RETENTION,
     *INSTANCE_ID,
     *HIVE_BOUNDS,

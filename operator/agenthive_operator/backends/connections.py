@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,12 +14,22 @@ from kubernetes.aio import config
 
 from agenthive.settings import Settings
 from agenthive_operator.api.hive import AgentHive
-from agenthive_operator.api.meta import InvalidObjectError
+from agenthive_operator.api.meta import InvalidObjectError, SecretKeyReference
+from agenthive_operator.backends.certificates import CertificateFolder
 from agenthive_operator.backends.kube import AGENT_HIVE, SECRET, ApiError, Kube, load_configuration, secret_data
 from agenthive_operator.backends.resolve import NoEndpointError, Resolver
-from agenthive_operator.plan.names import Component, server_name
+from agenthive_operator.plan.external import (
+    Secrets,
+    Server,
+    UnusableError,
+    cache_way,
+    secret_names,
+    secret_text,
+    ways_in,
+)
+from agenthive_operator.plan.names import server_name
 
-SERVERS: Final[tuple[Component, Component]] = ("redis", "postgres")
+SERVERS: Final[tuple[Server, Server]] = ("redis", "postgres")
 
 
 class HiveLookupError(click.ClickException):
@@ -53,13 +66,14 @@ async def _read(kube: Kube, name: str, namespace: str) -> Settings:
     if hive.instance_id is None:
         raise HiveLookupError(f"hive {name!r} was not looked at by an operator yet; is one running?")
     resolver = Resolver(kube, enabled="KUBERNETES_SERVICE_HOST" not in os.environ)
-    urls: dict[str, str] = {}
-    for server, (secret, key) in _pointers(hive).items():
+    secrets: dict[str, dict[str, str] | None] = {}
+    for secret in sorted(_secret_names(hive)):
         found = await kube.get(SECRET, namespace, secret)
-        url = secret_data(found).get(key, "").strip() if found else ""
-        if not url:
-            raise HiveLookupError(f"Secret {secret!r} in namespace {namespace!r} has no key {key!r} with a URL")
-        urls[f"{server}_url"] = await resolver.resolve(url)
+        secrets[secret] = secret_data(found) if found else None
+    try:
+        urls = {f"{name}_url": await resolver.resolve(url) for name, url in _urls(hive, secrets).items()}
+    except UnusableError as error:
+        raise HiveLookupError(f"hive {name!r} in namespace {namespace!r}: {error}") from error
     return Settings.model_validate(
         {
             "instance": hive.instance_id,
@@ -75,19 +89,46 @@ async def _read(kube: Kube, name: str, namespace: str) -> Settings:
     )
 
 
-def _pointers(hive: AgentHive) -> dict[str, tuple[str, str]]:
-    """Secret and key with the URL of each server that a process of the hive talks to. Pure."""
-    redis, postgres, cache = hive.spec.redis.external, hive.spec.postgres.external, hive.spec.redis.cache.own_url
-    found: dict[str, tuple[str, str]] = {server: (server_name(hive.metadata.name, server), "url") for server in SERVERS}
-    if redis is not None:
-        found["redis"] = redis.url_secret_ref.name, redis.url_secret_ref.key
-    if postgres is not None:
-        found["postgres"] = postgres.url_secret_ref.name, postgres.url_secret_ref.key
-        if postgres.direct_url_secret_ref is not None:
-            found["postgres_direct"] = postgres.direct_url_secret_ref.name, postgres.direct_url_secret_ref.key
-    if cache is not None:
-        found["cache"] = cache.name, cache.key
-    return found
+def _secret_names(hive: AgentHive) -> set[str]:
+    """The Secrets with what a process of the hive needs to connect. Pure."""
+    cache = hive.spec.redis.cache.own_url
+    names = {cache.name} if cache else set()
+    for server in SERVERS:
+        external = hive.spec.redis.external if server == "redis" else hive.spec.postgres.external
+        names |= secret_names(external, admin=False) if external else {server_name(hive.metadata.name, server)}
+    return names
+
+
+def _urls(hive: AgentHive, secrets: Secrets) -> dict[str, str]:
+    """URLs by server that a process of the hive connects to; certificates are laid into files until it ends.
+
+    Raises ``UnusableError``.
+    """
+    now, name = datetime.now(UTC), hive.metadata.name
+    urls: dict[str, str] = {}
+    for server in SERVERS:
+        external = hive.spec.redis.external if server == "redis" else hive.spec.postgres.external
+        if external is None:
+            pointer = SecretKeyReference(name=server_name(name, server), key="url")
+            urls[server] = secret_text(pointer, f"the managed server of {name!r}", secrets).strip()
+            continue
+        ways = ways_in(server, external, secrets, now, admin=False)
+        found = ways.below(_laid(server, ways.files))
+        urls[server] = found["url"]
+        if server == "postgres" and "direct" in found:
+            urls["postgres_direct"] = found["direct"]
+    if (cache := hive.spec.redis.cache.own_url) is not None:
+        way = cache_way(cache, hive.spec.redis.external, secrets, now)
+        urls["cache"] = way.below(_laid("redis", way.files))["url"]
+    return urls
+
+
+_CERTIFICATES: Final = CertificateFolder()
+atexit.register(_CERTIFICATES.close)
+
+
+def _laid(server: str, files: Mapping[str, str]) -> str:
+    return _CERTIFICATES.place(server, files)
 
 
 def context_namespace() -> str:

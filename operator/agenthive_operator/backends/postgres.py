@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 import asyncpg
 
@@ -27,6 +27,7 @@ from agenthive.store.locks import change_tables
 from agenthive.store.naming import quote
 from agenthive.store.roles import drop_logins, drop_roles
 from agenthive_operator.backends.reports import PostgresReport, SchemaReport, StoreReport, endpoint_of
+from agenthive_operator.backends.tls_advice import tls_advice, tls_error
 from agenthive_operator.backends.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
@@ -88,17 +89,18 @@ class HiveSchema:
 
         ``access`` is dialled; ``shown`` is its ``url`` as the user knows it, where Service names were resolved first.
         """
-        store = await probe(access.url, shown=shown)
+        schema = schema_name(scope)
+        store = await probe(access.url, shown=shown, schema=schema if access.upkeep == access.url else None)
         if not store.ok:
             return PostgresReport(
                 store, SchemaReport(False, "WaitingForPostgres", "the schema is migrated once PostgreSQL is ready")
             )
         if access.upkeep != access.url:
-            other = await probe(access.upkeep)
+            other = await probe(access.upkeep, schema=schema)
             if not other.ok:
                 text = f"the URL of {access.upkeep_field}: {other.message}"
                 return PostgresReport(store, SchemaReport(False, other.reason, text))
-        report = await self._migrate(access.upkeep, schema_name(scope))
+        report = await self._migrate(access.upkeep, schema)
         if report.ok:
             await self._keep_up(access.upkeep, scope)
         return PostgresReport(store, report)
@@ -146,14 +148,22 @@ class HiveSchema:
 
 #: Version, and the connections that ordinary roles may have; reserved_connections came with PostgreSQL 16.
 _LOOK: Final = """
-    SELECT current_setting('server_version_num')::int, current_setting('server_version'),
+    SELECT current_setting('server_version_num')::int AS number, current_setting('server_version') AS version,
            current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
-           - coalesce(current_setting('reserved_connections', true), '0')::int
+           - coalesce(current_setting('reserved_connections', true), '0')::int AS room,
+           pg_is_in_recovery() AS standby, current_setting('transaction_read_only') = 'on' AS read_only,
+           current_user AS login, current_database() AS database,
+           has_database_privilege(current_database(), 'CREATE') AS creates,
+           (SELECT pg_has_role(current_user, nspowner, 'MEMBER') FROM pg_namespace WHERE nspname = $1::text) AS owns
 """
 
 
-async def probe(url: str, *, shown: str | None = None) -> StoreReport:
-    """Connect, log in and ask for the version; never raises."""
+async def probe(url: str, *, shown: str | None = None, schema: str | None = None) -> StoreReport:
+    """Connect, log in and ask what the server is; never raises.
+
+    ``url`` is dialled; ``shown`` is the URL as the user knows it. With ``schema`` who logs in has to be able to make
+    that one, or to change it.
+    """
     try:
         endpoint = endpoint_of(shown or url, DEFAULT_PORT)
         address = Address.parse(url)
@@ -163,16 +173,43 @@ async def probe(url: str, *, shown: str | None = None) -> StoreReport:
         async with asyncio.timeout(PROBE_SECONDS):
             connection = await connect_once(address, CLIENT_NAME)
             try:
-                number, full_version, room = await connection.fetchrow(_LOOK) or (0, "", None)
-                version = str(full_version).split(" ", maxsplit=1)[0]
+                found = await connection.fetchrow(_LOOK, schema or "")
             finally:
                 await close_once(connection)
     except (StoreError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        if (failed := tls_error(error)) is not None:
+            text = f"PostgreSQL at {endpoint}: {tls_advice(failed, 'postgres')}"
+            return StoreReport(False, "TLSFailed", text, endpoint)
         return StoreReport(False, reason_of(error), _text(error), endpoint)
-    if number // 10_000 < OLDEST:
+    assert found is not None, "the question has one row for an answer"
+    return judge(dict(found), endpoint, schema)
+
+
+def judge(found: Mapping[str, Any], endpoint: str, schema: str | None) -> StoreReport:
+    """What a server said of itself. Pure."""
+    version = str(found["version"]).split(" ", maxsplit=1)[0]
+    what = f"PostgreSQL {version} at {endpoint}"
+    if found["number"] // 10_000 < OLDEST:
         text = f"PostgreSQL at {endpoint} is {version}: version {OLDEST} or newer is needed"
         return StoreReport(False, "VersionTooOld", text, endpoint, version)
-    return StoreReport(True, "Reachable", f"PostgreSQL {version} at {endpoint}", endpoint, version, room)
+    if found["standby"] or found["read_only"]:
+        text = (
+            "is a standby, which only reads: name the primary in the URL (CloudNativePG's Service <cluster>-rw), or "
+            "several hosts and target_session_attrs=read-write"
+            if found["standby"]
+            else f"only reads for {found['login']}: set default_transaction_read_only to off"
+        )
+        return StoreReport(False, "ReadOnly", f"{what} {text}", endpoint, version)
+    if schema is not None and not (found["creates"] if found["owns"] is None else found["owns"]):
+        login, database = quote(found["login"]), quote(found["database"])
+        text = (
+            f"{login} may not create schemas: GRANT CREATE ON DATABASE {database} TO {login}"
+            if found["owns"] is None
+            else f"the schema {schema} is not {login}'s: ALTER SCHEMA {quote(schema)} OWNER TO {login}, or GRANT its "
+            "owner's role to it"
+        )
+        return StoreReport(False, "PrivilegesMissing", f"{what}: {text}", endpoint, version)
+    return StoreReport(True, "Reachable", what, endpoint, version, found["room"])
 
 
 def reason_of(error: BaseException) -> str:

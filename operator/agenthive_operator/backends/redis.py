@@ -4,27 +4,48 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from agenthive.bus import Bus, BusUnavailable
-from agenthive.bus.connections import Connections, wrong_kind
+from agenthive.bus.connections import Connections, info_fields, wrong_kind
 from agenthive.bus.endpoint import DEFAULT_PORT, Endpoint
 from agenthive.bus.errors import AccessDenied
+from agenthive.bus.wire import Command, ReplyError
 from agenthive.settings import HiveScope, RedisPool
+from agenthive_operator.backends import redis_checks
 from agenthive_operator.backends.reports import Figures, StoreReport, endpoint_of, without_secret
+from agenthive_operator.backends.tls_advice import tls_advice, tls_error
 
-__all__ = ["DEFAULT_PORT", "HiveQueues", "hive_patterns", "judge", "probe", "remove_hive"]
+__all__ = ["DEFAULT_PORT", "HiveQueues", "Needs", "hive_patterns", "probe", "remove_hive"]
 
 CLIENT_NAME: Final = "agenthive:operator"
 PROBE_SECONDS: Final = 5.0
-OLDEST: Final = (7, 0)
 CLEANUP_BATCH: Final = 500
 
 
-async def probe(url: str, *, shown: str | None = None, timeout: float = PROBE_SECONDS) -> StoreReport:
-    """Connect, log in and ask for the version; never raises, and leaves nothing behind.
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What the bus of one hive needs of its Redis.
 
-    ``url`` is dialled; ``shown`` is the URL as the user knows it, where Service names were resolved first.
+    Attributes:
+        prefix: Of the hive's keys.
+        loads: Whether who logs in by this URL also loads the functions.
+        replicated: Whether messages are to be on a replica before they count as accepted.
+    """
+
+    prefix: str
+    loads: bool = True
+    replicated: bool = False
+
+
+async def probe(
+    url: str, *, shown: str | None = None, needs: Needs | None = None, timeout: float = PROBE_SECONDS
+) -> StoreReport:
+    """Connect, log in, ask each master once what it is and lets us do; never raises, and leaves nothing behind.
+
+    ``url`` is dialled; ``shown`` is the URL as the user knows it, where Service names were resolved first. Without
+    ``needs`` (a cache) it is enough that the server answers, is no replica and recent enough.
     """
     try:
         endpoint = endpoint_of(shown or url, DEFAULT_PORT)
@@ -32,42 +53,53 @@ async def probe(url: str, *, shown: str | None = None, timeout: float = PROBE_SE
     except ValueError as error:
         text = without_secret(str(error), url)
         return StoreReport(False, "InvalidURL", f"{text}; write redis://:password@host:6379/0")
+    asked = redis_checks.questions(needs.prefix, loads=needs.loads) if needs else {}
     try:
         async with asyncio.timeout(timeout):
-            info = await connections.look()
+            answers = await asyncio.gather(
+                *(connections.ask(redis_checks.commands(asked), at=at) for at in await connections.masters())
+            )
     except AccessDenied as error:
         text = f"Redis at {endpoint} refuses the login: {without_secret(str(error), url)}"
         return StoreReport(False, "AuthenticationFailed", text, endpoint)
     except TimeoutError:
         return StoreReport(False, "Unreachable", f"Redis at {endpoint}: no answer within {timeout:g} s", endpoint)
     except BusUnavailable as error:
+        if (failed := tls_error(error)) is not None:
+            return StoreReport(False, "TLSFailed", f"Redis at {endpoint}: {tls_advice(failed, 'redis')}", endpoint)
         text = without_secret(str(error.__cause__ or error), url)
         if "LOADING" in text:
             return StoreReport(False, "Loading", f"Redis at {endpoint} is loading its data", endpoint)
-        return StoreReport(False, "Unreachable", f"Redis at {endpoint}: {text}", endpoint)
+        return StoreReport(
+            False, "TLSFailed" if "TLS failed" in text else "Unreachable", f"Redis at {endpoint}: {text}", endpoint
+        )
     finally:
         await connections.aclose()
-    if (problem := wrong_kind(info, connections.endpoint)) is not None:
+    replicated = needs is not None and needs.replicated
+    return together([_judge(each, asked, endpoint, connections.endpoint, replicated) for each in answers])
+
+
+def _judge(
+    answers: Sequence[Any], asked: Mapping[str, Command], endpoint: str, form: Endpoint, replicated: bool
+) -> StoreReport:
+    report = redis_checks.judge(answers, asked, endpoint, replicated=replicated)
+    about = {} if isinstance(answers[0], ReplyError) else info_fields(answers[0])
+    if (problem := wrong_kind(about, form)) is not None:
         return StoreReport(False, "InvalidURL", f"Redis at {endpoint} {problem}", endpoint)
-    return judge(info, endpoint)
+    return report
+
+
+def together(reports: Sequence[StoreReport]) -> StoreReport:
+    """One report on all masters: the first that is not good, else every warning once. Pure."""
+    worst = next((report for report in reports if not report.ok), reports[0])
+    warnings = dict.fromkeys(warning for report in reports for warning in report.warnings)
+    return replace(worst, warnings=tuple(warnings)) if worst.ok else worst
 
 
 def _connections(url: str, timeout: float) -> Connections:
     """Raises ``ValueError``."""
     options = {"client_name": CLIENT_NAME, "connect_timeout": timeout, "socket_timeout": timeout}
     return Connections(Endpoint.parse(url, **options), RedisPool(max_connections=2))
-
-
-def judge(info: Mapping[str, object], endpoint: str) -> StoreReport:
-    """Whether the server that answered INFO with this is recent enough. Pure."""
-    spoken = str(info.get("redis_version", ""))
-    own = str(info.get("valkey_version", "")) or spoken
-    name = "Valkey" if "valkey_version" in info else "Redis"
-    numbers = tuple(int(part) for part in spoken.split(".")[:2] if part.isdigit())
-    if numbers < OLDEST:
-        text = f"{name} at {endpoint} is {own or 'of unknown version'}: Redis ≥ 7 or Valkey ≥ 7.2 is needed"
-        return StoreReport(False, "VersionTooOld", text, endpoint, own)
-    return StoreReport(True, "Reachable", f"{name} {own} at {endpoint}", endpoint, own)
 
 
 class HiveQueues:

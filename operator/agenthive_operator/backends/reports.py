@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from agenthive.urls import split_url
+
+
+class Warned(NamedTuple):
+    """A reason of a condition that is True, and what to mend."""
+
+    reason: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +23,7 @@ class StoreReport:
 
     ``reason`` is one of the reasons of RedisReady or PostgresReady, ``message`` says what was found and, where
     something is wrong, what to do; neither ever holds a credential. ``endpoint`` is ``host:port``; ``room`` is how many
-    connections a PostgreSQL has for ordinary roles.
+    connections a PostgreSQL has for ordinary roles. ``warnings`` are what somebody should mend though it works.
     """
 
     ok: bool
@@ -24,6 +32,7 @@ class StoreReport:
     endpoint: str = ""
     version: str = ""
     room: int | None = None
+    warnings: tuple[Warned, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from agenthive_operator.api.meta import EnvVar
 from agenthive_operator.api.podtemplate import AGENT_CONTAINER
 from agenthive_operator.plan import names, pods
 from agenthive_operator.plan.checksum import digest
+from agenthive_operator.plan.external import TLS_PATH
 from agenthive_operator.plan.inputs import ObservedAgent
 from agenthive_operator.plan.podtemplate import merge_pod_template
 from agenthive_operator.plan.references import agent_references
@@ -22,6 +23,9 @@ from agenthive_operator.plan.servers import encoded
 AGENT_USER = 65532
 CODE_PATH = "/agenthive/code"
 CODE_VOLUME = "code"
+TLS_VOLUME = "agenthive-tls"
+# Read by the pod's group, which fsGroup makes the agent's.
+TLS_MODE = 0o440
 HTTP_PORT_NAME = "http"
 REDIS_URL = "AGENTHIVE_REDIS_URL"
 POSTGRES_URL = "AGENTHIVE_POSTGRES_URL"
@@ -41,10 +45,15 @@ def _connections(observed: ObservedAgent) -> dict[str, str]:
     return {key: url for key, url in urls.items() if url is not None}
 
 
+def _secrets(observed: ObservedAgent) -> dict[str, str]:
+    """All that the Agent's own Secret holds: connections, and the certificates that they name."""
+    return {**_connections(observed), **observed.tls_files}
+
+
 def _secret(agent: Agent, observed: ObservedAgent) -> dict[str, Any]:
     """Pods use only this Secret of the operator's: a bad new value elsewhere never reaches them."""
     name = names.agent_secret_name(agent.metadata.name)
-    return names.agent_child("v1", "Secret", name, agent, type="Opaque", data=encoded(_connections(observed)))
+    return names.agent_child("v1", "Secret", name, agent, type="Opaque", data=encoded(_secrets(observed)))
 
 
 def _deployment(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> dict[str, Any]:
@@ -66,7 +75,7 @@ def checksum(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> str:
         f"{reference.kind}/{reference.name}": observed.digests.get(reference)
         for reference in sorted(agent_references(agent, hive))
     }
-    return digest({"connections": _connections(observed), "references": used})
+    return digest({"connections": _secrets(observed), "references": used})
 
 
 def pod_template(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> dict[str, Any]:
@@ -93,6 +102,9 @@ def _pod_spec(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> dict[st
     if spec.code_from is not None:
         volumes.append({"name": CODE_VOLUME, "configMap": {"name": spec.code_from.config_map_ref.name}})
         mounts.append(pods.mount(CODE_VOLUME, CODE_PATH, read_only=True))
+    if observed.tls_files:
+        volumes.append(_certificates(agent, observed))
+        mounts.append(pods.mount(TLS_VOLUME, TLS_PATH, read_only=True))
     pod: dict[str, Any] = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -106,6 +118,20 @@ def _pod_spec(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> dict[st
     if spec.service_account_name is not None:
         pod["serviceAccountName"] = spec.service_account_name
     return pod
+
+
+def _certificates(agent: Agent, observed: ObservedAgent) -> dict[str, Any]:
+    """The certificates alone, out of the Agent's Secret: URLs belong into the environment.
+
+    Optional, since pods of the template before may start anew when the hive has just given up its certificates.
+    """
+    source = {
+        "secretName": names.agent_secret_name(agent.metadata.name),
+        "items": [{"key": name, "path": name} for name in sorted(observed.tls_files)],
+        "defaultMode": TLS_MODE,
+        "optional": True,
+    }
+    return {"name": TLS_VOLUME, "secret": source}
 
 
 def _container(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> dict[str, Any]:

@@ -43,6 +43,7 @@ class ObservedAgent:
         digests: Digest (``checksum.digest``) of the data of each Secret and ConfigMap that the pods use, by
             ``references.agent_references``; what does not exist is left out. A change rolls the pods.
         cache_url: Validated URL of the cache's own Redis; None where it has none, or none that was ever good.
+        tls_files: Certificates (PEM) that the URLs name below ``external.TLS_PATH``, by the name of the file.
     """
 
     instance_id: str
@@ -51,3 +52,4 @@ class ObservedAgent:
     runtime_image: str
     digests: Mapping[Reference, str] = field(default_factory=dict)
     cache_url: str | None = None
+    tls_files: Mapping[str, str] = field(default_factory=dict, repr=False)

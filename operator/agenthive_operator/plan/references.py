@@ -9,6 +9,7 @@ from typing import Any, Literal
 from agenthive_operator.api.agent import Agent
 from agenthive_operator.api.hive import AgentHive
 from agenthive_operator.api.meta import EnvFromSource, EnvVar
+from agenthive_operator.plan.external import secret_names
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -20,14 +21,12 @@ class Reference:
 
 
 def hive_references(hive: AgentHive) -> frozenset[Reference]:
-    """The Secrets with the URLs of the hive's external servers."""
-    redis, postgres = hive.spec.redis.external, hive.spec.postgres.external
-    pointers = [hive.spec.redis.cache.own_url]
-    if redis is not None:
-        pointers.append(redis.url_secret_ref)
-    if postgres is not None:
-        pointers += [postgres.url_secret_ref, postgres.direct_url_secret_ref, postgres.admin_url_secret_ref]
-    return frozenset(Reference("Secret", pointer.name) for pointer in pointers if pointer is not None)
+    """The Secrets with the URLs, logins and certificates of the hive's external servers."""
+    names = {pointer.name for pointer in (hive.spec.redis.cache.own_url,) if pointer is not None}
+    for external in (hive.spec.redis.external, hive.spec.postgres.external):
+        if external is not None:
+            names |= secret_names(external)
+    return frozenset(Reference("Secret", name) for name in names)
 
 
 def code_reference(agent: Agent) -> Reference | None:

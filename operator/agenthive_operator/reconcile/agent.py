@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -14,6 +15,7 @@ from agenthive_operator.backends.logins import with_login
 from agenthive_operator.backends.references import Reference
 from agenthive_operator.plan.agent import CACHE_URL, POSTGRES_URL, REDIS_URL, plan_agent
 from agenthive_operator.plan.checksum import digest
+from agenthive_operator.plan.external import mounted_files
 from agenthive_operator.plan.inputs import ObservedAgent
 from agenthive_operator.plan.names import agent_secret_name, agent_selector, selector_string
 from agenthive_operator.plan.references import Reference as Pointer
@@ -58,6 +60,7 @@ class Urls(TypedDict):
     redis_url: str
     postgres_url: str
     cache_url: str | None
+    tls_files: Mapping[str, str]
 
 
 class AgentReconciler:
@@ -167,13 +170,24 @@ class AgentReconciler:
         """
         secret = await self._context.children.live("Secret", key.namespace, agent_secret_name(key.name))
         known = secret_data(secret) if secret is not None and is_labelled(secret) else {}
-        redis = state.redis_url or known.get(REDIS_URL)
-        postgres = self._postgres_url(key, hive, state, known.get(POSTGRES_URL))
+        # The cache's certificates are those of the bus, and where they differ for a while, those of the bus count.
+        own_cache = hive.spec.redis.cache.own_url is not None
+        cache, cache_files = self._mounted(state.cache_url, known, CACHE_URL) if own_cache else (None, {})
+        redis, redis_files = self._mounted(state.redis_url, known, REDIS_URL)
+        wanted = self._postgres_url(key, hive, state, known.get(POSTGRES_URL))
+        postgres, postgres_files = self._mounted(wanted, known, POSTGRES_URL)
         if not redis or not postgres:
             return None
-        own_cache = hive.spec.redis.cache.own_url is not None
-        cache = state.cache_url or known.get(CACHE_URL) if own_cache else None
-        return {"redis_url": redis, "postgres_url": postgres, "cache_url": cache}
+        files = {**cache_files, **redis_files, **postgres_files}
+        return {"redis_url": redis, "postgres_url": postgres, "cache_url": cache, "tls_files": files}
+
+    def _mounted(self, url: str | None, known: Mapping[str, str], name: str) -> tuple[str | None, dict[str, str]]:
+        """A URL as pods see it, and the files that it names; what the Agent's Secret has where there is no other."""
+        found = self._context.certificates.mounted(url) if url else None
+        url, files = found or (known.get(name), {})
+        if url is not None:  # what was known stays with the files that it was known with
+            files = {file: known[file] for file in mounted_files(url) if file in known} | files
+        return url, files
 
     def _postgres_url(self, key: Key, hive: AgentHive, state: HiveState, known: str | None) -> str | None:
         """The hive's URL, with the Agent's own login where the operator makes such, once the server knows it."""

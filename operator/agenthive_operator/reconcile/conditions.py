@@ -131,7 +131,16 @@ def stores_ready(conditions: Mapping[str, Verdict]) -> bool:
 def _store(report: StoreReport | None) -> Verdict:
     if report is None:
         return Verdict("Unknown", "Probing", "the first probe is under way")
-    return Verdict("True" if report.ok else "False", report.reason, report.message)
+    verdict = Verdict("True" if report.ok else "False", report.reason, report.message)
+    for reason, text in report.warnings if report.ok else ():
+        verdict = _warned(verdict, reason, text)
+    return verdict
+
+
+def _warned(verdict: Verdict, reason: str, text: str) -> Verdict:
+    """A condition that is True with something to mend besides: the first reason stands, the texts are all there."""
+    first = verdict.reason if verdict.reason != "Reachable" else reason
+    return Verdict("True", first, f"{verdict.message}; {text}")
 
 
 def _redis(seen: HiveInput) -> Verdict:
@@ -142,8 +151,8 @@ def _redis(seen: HiveInput) -> Verdict:
         return Verdict("Unknown", "Probing", "the first probe of the cache's own Redis is under way")
     if seen.cache.ok:
         return bus
-    text = f"{bus.message}; the cache's own is not ready ({seen.cache.reason}): {seen.cache.message}"
-    return Verdict("True", "CacheNotReady", text)
+    text = f"the cache's own is not ready ({seen.cache.reason}): {seen.cache.message}"
+    return _warned(bus, "CacheNotReady", text)
 
 
 def _postgres(seen: HiveInput) -> Verdict:
@@ -151,7 +160,7 @@ def _postgres(seen: HiveInput) -> Verdict:
     if store.status != "True" or seen.budget is None or not seen.budget.is_near:
         return store
     text = budget_text(seen.budget, managed=seen.managed_postgres)
-    return Verdict("True", "NearConnectionLimit", f"{store.message}; {text}")
+    return _warned(store, "NearConnectionLimit", text)
 
 
 def _schema(report: SchemaReport | None) -> Verdict:

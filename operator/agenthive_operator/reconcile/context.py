@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
+from agenthive_operator.backends.certificates import CertificateFolder
 from agenthive_operator.backends.events import EventRecorder
 from agenthive_operator.backends.kube import Kube, Object
 from agenthive_operator.backends.references import References
@@ -70,6 +71,7 @@ class Context:
     postgres: Monitor[PostgresReport]
     figures: Monitor[dict[str, Figures]]
     logins: Logins
+    certificates: CertificateFolder = field(default_factory=CertificateFolder)
     states: dict[Key, HiveState] = field(default_factory=dict)
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     monotonic: Callable[[], float] = time.monotonic
@@ -106,7 +108,9 @@ QUIET = frozenset(
 )  # fmt: skip
 """Reasons on the way to somewhere, or that only point at another condition: no news of their own."""
 
-ALARMING = frozenset({"CacheNotReady", "NearConnectionLimit"})
+ALARMING = frozenset(
+    {"CacheNotReady", "NearConnectionLimit", "CertificateExpiring", "MayEvict", "MayLoseMessages", "NoReplicas"}
+)
 """Reasons of a condition that is True, and yet somebody should do something."""
 
 

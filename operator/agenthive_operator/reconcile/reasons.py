@@ -42,8 +42,25 @@ _INVALID_URL: Final = Reason(
 )
 _SECRET_MISSING: Final = Reason(
     _FALSE,
-    "The Secret that urlSecretRef (or directUrlSecretRef, adminUrlSecretRef) names, or its key, does not exist.",
+    "A Secret that the spec names for the URL, the login or the certificates, or its key, does not exist.",
     "Create the Secret in the hive's namespace, or correct name and key.",
+)
+_CERTIFICATE_INVALID: Final = Reason(
+    _FALSE,
+    "A certificate that spec.redis.external.tls (or spec.postgres.external.tls) names is no certificate, has expired, "
+    "or is not that of its key. Agents that run are left running with those they have.",
+    "Put what the message says into the Secret that it names.",
+)
+_TLS_FAILED: Final = Reason(
+    _FALSE,
+    "A server answers, and no TLS connection comes about: one side does not trust the other's certificate, or there "
+    "is none. Agents that run are left running.",
+    "Do what the message says, on the server or in external.tls.",
+)
+_EXPIRING: Final = Reason(
+    _TRUE,
+    "The server is ready, and a certificate that external.tls names expires within 14 days.",
+    "Renew it in its Secret; agents are rolled and use the new one.",
 )
 _HIVE_MISSING: Final = Reason(
     _FALSE,
@@ -92,6 +109,34 @@ REASONS: Final[Mapping[str, Mapping[str, Mapping[str, Reason]]]] = {
             "VersionTooOld": Reason(_FALSE, "The server is too old for the bus.", "Use Redis ≥ 7 or Valkey ≥ 7.2."),
             "InvalidURL": _INVALID_URL,
             "SecretMissing": _SECRET_MISSING,
+            "CertificateInvalid": _CERTIFICATE_INVALID,
+            "TLSFailed": _TLS_FAILED,
+            "ReadOnly": Reason(
+                _FALSE,
+                "The server is a replica: it takes no messages.",
+                "Name its master in the URL, or use the sentinels' form of it.",
+            ),
+            "PrivilegesMissing": Reason(
+                _FALSE,
+                "The server forbids the user commands that the bus needs; the message names them.",
+                "Grant them by ACL SETUSER (or use a user that may do all but administer).",
+            ),
+            "CertificateExpiring": _EXPIRING,
+            "MayEvict": Reason(
+                _TRUE,
+                "The server is ready, and throws messages away when its memory is short.",
+                "Set maxmemory-policy noeviction (in the parameter group of a managed service).",
+            ),
+            "MayLoseMessages": Reason(
+                _TRUE,
+                "The server is ready, and does not write down what it takes: a restart loses messages.",
+                "Set appendonly yes, or live with it where a replica takes over.",
+            ),
+            "NoReplicas": Reason(
+                _TRUE,
+                "The server is ready, spec.messaging.durability is replicated, and no replica is connected.",
+                "Add a replica, or set durability to default.",
+            ),
             "CacheNotReady": Reason(
                 _TRUE,
                 "The bus is ready. The Redis that the cache has for itself is not: agents that know it "
@@ -115,6 +160,19 @@ REASONS: Final[Mapping[str, Mapping[str, Mapping[str, Reason]]]] = {
             "VersionTooOld": Reason(_FALSE, "The server is too old for the store.", "Use PostgreSQL ≥ 14."),
             "InvalidURL": _INVALID_URL,
             "SecretMissing": _SECRET_MISSING,
+            "CertificateInvalid": _CERTIFICATE_INVALID,
+            "TLSFailed": _TLS_FAILED,
+            "ReadOnly": Reason(
+                _FALSE,
+                "The server is a standby, or the user's transactions only read.",
+                "Name the primary in the URL, such as CloudNativePG's Service `<cluster>-rw`.",
+            ),
+            "PrivilegesMissing": Reason(
+                _FALSE,
+                "The user may neither create schemas nor change the one that the hive has.",
+                "Run the GRANT that the message says.",
+            ),
+            "CertificateExpiring": _EXPIRING,
             "NearConnectionLimit": Reason(
                 _TRUE,
                 "The server is ready, and the pods of the hive may open more than 80 % of the connections that it has.",
@@ -142,6 +200,9 @@ REASONS: Final[Mapping[str, Mapping[str, Mapping[str, Reason]]]] = {
                     ("DatabaseMissing", "there is no such database"),
                     ("VersionTooOld", "the server is too old"),
                     ("InvalidURL", "nothing can be reached: it is malformed"),
+                    ("TLSFailed", "no TLS connection comes about"),
+                    ("ReadOnly", "the server is a standby, or only reads"),
+                    ("PrivilegesMissing", "the user may neither create schemas nor change the hive's"),
                 )
             },
             "RolesFailed": Reason(

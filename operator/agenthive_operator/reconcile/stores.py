@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final, Literal
@@ -13,13 +13,20 @@ from agenthive.bus import BusUnavailable
 from agenthive.settings import HiveScope
 from agenthive.store import schema_name
 from agenthive_operator.api.hive import AgentHive
-from agenthive_operator.api.meta import SecretKeyReference
 from agenthive_operator.backends import postgres, redis
 from agenthive_operator.backends.kube import ApiError, Object, secret_data
 from agenthive_operator.backends.postgres import FIELDS, Access
 from agenthive_operator.backends.references import Reference
-from agenthive_operator.backends.reports import Figures, PostgresReport, SchemaReport, StoreReport, endpoint_of
+from agenthive_operator.backends.reports import (
+    Figures,
+    PostgresReport,
+    SchemaReport,
+    StoreReport,
+    Warned,
+    endpoint_of,
+)
 from agenthive_operator.backends.resolve import NoEndpointError
+from agenthive_operator.plan.external import Secrets, UnusableError, Ways, cache_way, secret_names, ways_in
 from agenthive_operator.plan.names import COMPONENT_LABEL, server_name
 from agenthive_operator.reconcile.cache import Key
 from agenthive_operator.reconcile.children import is_labelled
@@ -33,7 +40,6 @@ SERVERS: Final[tuple[Server, Server]] = ("redis", "postgres")
 PORTS: Final = {"redis": redis.DEFAULT_PORT, "postgres": postgres.DEFAULT_PORT}
 REACHABLE_SECONDS: Final = 30.0
 """How long the name of a pod that became ready may take to lead to it: name servers remember absence that long."""
-CACHE_FIELD: Final = "spec.redis.cache.urlSecretRef"
 BEING_CREATED: Final = StoreReport(False, "Starting", "being created")
 NO_SCHEMA: Final = SchemaReport(False, "WaitingForPostgres", "the schema is migrated once PostgreSQL is ready")
 
@@ -44,6 +50,7 @@ class Connection:
 
     access: Access | None = field(default=None, repr=False)
     missing: StoreReport | None = None
+    warnings: tuple[Warned, ...] = ()
 
     @property
     def url(self) -> str | None:
@@ -64,52 +71,59 @@ class Stores:
         """The URLs of a store, from the Secrets that hold them. Raises ``ApiError`` when the API cannot be asked."""
         external = (hive.spec.redis if server == "redis" else hive.spec.postgres).external
         if external is None:
+            self._context.certificates.forget((key, server))
             secret = await self._context.children.live("Secret", key.namespace, server_name(key.name, server))
             url = secret_data(secret).get("url") if secret is not None and is_labelled(secret) else None
             # The user that the managed PostgreSQL starts with is its superuser.
             return Connection(Access(url, admin=url)) if url else Connection(missing=BEING_CREATED)
-        if server == "redis":
-            return await self._pointed({"url": (external.url_secret_ref, "spec.redis.external.urlSecretRef")}, key)
-        pointers = {"url": (external.url_secret_ref, FIELDS["url"])}
-        for name in ("direct", "admin"):
-            if (pointer := getattr(external, f"{name}_url_secret_ref")) is not None:
-                pointers[name] = pointer, FIELDS[name]
-        return await self._pointed(pointers, key)
+        secrets = await self._secrets(key, secret_names(external))
+        try:
+            return self._at(key, ways_in(server, external, secrets, self._context.clock()))
+        except UnusableError as error:
+            return Connection(missing=StoreReport(False, error.reason, str(error)))
 
     async def cache_connection(self, key: Key, hive: AgentHive) -> Connection | None:
         """The URL of the cache's own Redis; None where the hive has none. Raises ``ApiError``."""
-        pointer = hive.spec.redis.cache.own_url
-        return None if pointer is None else await self._pointed({"url": (pointer, CACHE_FIELD)}, key)
+        pointer, external = hive.spec.redis.cache.own_url, hive.spec.redis.external
+        if pointer is None:
+            return None
+        names = {pointer.name} | (secret_names(external) if external else set())
+        secrets = await self._secrets(key, names)
+        try:
+            return self._at(key, cache_way(pointer, external, secrets, self._context.clock()))
+        except UnusableError as error:
+            return Connection(missing=StoreReport(False, error.reason, str(error)))
 
-    async def _pointed(self, pointers: Mapping[str, tuple[SecretKeyReference, str]], key: Key) -> Connection:
-        """The URLs that these Secret keys hold, by name; each comes with the field of the spec that names it."""
-        urls: dict[str, str] = {}
-        for name, (wanted, field_path) in pointers.items():
-            data = await self._context.references.read(Reference("Secret", key.namespace, wanted.name))
-            if data is None:
-                text = f"Secret {wanted.name!r} of {field_path} does not exist; create it"
-                return Connection(missing=StoreReport(False, "SecretMissing", text))
-            if not data.get(wanted.key, "").strip():
-                keys = ", ".join(sorted(data)) or "none"
-                text = f"Secret {wanted.name!r} of {field_path} has no key {wanted.key!r}; its keys: {keys}"
-                return Connection(missing=StoreReport(False, "SecretMissing", text))
-            urls[name] = data[wanted.key].strip()
-        return Connection(Access(**urls))
+    async def _secrets(self, key: Key, names: Iterable[str]) -> Secrets:
+        read = self._context.references.read
+        return {name: await read(Reference("Secret", key.namespace, name)) for name in sorted(names)}
+
+    def _at(self, key: Key, ways: Ways) -> Connection:
+        """The URLs, their certificates laid where this process finds them. Raises ``UnusableError``."""
+        folder = self._context.certificates.place((key, ways.server), ways.files)
+        warnings = tuple(Warned("CertificateExpiring", text) for text in ways.warnings)
+        return Connection(Access(**ways.below(folder)), warnings=warnings)
 
     def look_at_redis(self, key: Key, hive: AgentHive, connection: Connection) -> StoreReport | None:
         """The latest report on Redis; None while the first look at this URL is under way."""
-        monitor, url = self._context.redis, connection.url
-        if url is None:
+        monitor, access = self._context.redis, connection.access
+        if access is None:
             monitor.forget(key)
             return connection.missing
+        url = access.url
+        needs = redis.Needs(
+            scope_of(hive).hive_prefix,
+            loads=access.admin is None,
+            replicated=hive.spec.messaging.durability == "replicated",
+        )
 
         async def check() -> StoreReport:
             dialled = await self.dial(url, "redis")
-            return dialled if isinstance(dialled, StoreReport) else await redis.probe(dialled, shown=url)
+            return dialled if isinstance(dialled, StoreReport) else await redis.probe(dialled, shown=url, needs=needs)
 
-        report = monitor.watch(key, url, check)
+        report = monitor.watch(key, (url, needs), check)
         if report is None or report.ok:
-            return report
+            return report and replace(report, warnings=connection.warnings + report.warnings)
         monitor.poke(key)
         return self._while_starting(key, report, "redis") if hive.spec.redis.external is None else report
 
@@ -147,7 +161,12 @@ class Stores:
                 return report if problem is None else replace(report, schema=problem)
 
         report = monitor.watch(key, (access, scope), check)
-        if report is None or (report.store.ok and report.schema.ok):
+        if report is None:
+            return None
+        if connection.warnings and report.store.ok:
+            store = replace(report.store, warnings=connection.warnings + report.store.warnings)
+            report = replace(report, store=store)
+        if report.store.ok and report.schema.ok:
             return report
         monitor.poke(key)
         if hive.spec.postgres.external is None and not report.store.ok:
@@ -206,6 +225,8 @@ class Stores:
         """The hive is gone."""
         for monitor in (self._context.redis, self._context.caches, self._context.postgres, self._context.figures):
             monitor.forget(key)
+        for server in SERVERS:
+            self._context.certificates.forget((key, server))
         self._schemas.pop(key, None)
         self._databases.pop(key, None)
         self._context.logins.forget_hive(key)
@@ -217,6 +238,7 @@ class Stores:
         while self._queues:
             _, queues = self._queues.popitem()
             await queues.aclose()
+        self._context.certificates.close()
 
     def _while_starting(self, key: Key, report: StoreReport, server: Server) -> StoreReport:
         """A managed server without a ready pod is not unreachable but starting; its pod says how that goes."""

@@ -230,17 +230,16 @@ class Connections:
             place = f" ({shown(node)})" if node else ""
             raise BusUnavailable(f"Redis at {self.endpoint}{place} cannot be reached: {error}") from error
 
-    async def look(self) -> dict[str, str]:
-        """INFO server of (one master of) it, for a probe that loads nothing. Raises BusUnavailable."""
-        node = (await self.masters())[0]
+    async def ask(self, commands: Sequence[Command], *, at: Node | None) -> list[Any]:
+        """Run ``commands`` as they are in one round trip at one of ``masters``, for a probe that loads nothing.
+
+        What is refused is a ReplyError among the answers. Raises BusUnavailable.
+        """
         try:
-            async with self._borrow(node) as connection:
-                (answer,) = await connection.execute([("INFO", "server")], self.endpoint.socket_timeout)
+            async with self._borrow(at) as connection:
+                return list(await connection.execute(commands, self.endpoint.socket_timeout))
         except ConnectionLost as error:
             raise BusUnavailable(f"Redis at {self.endpoint} cannot be reached: {error}") from error
-        if isinstance(answer, ReplyError):
-            raise AccessDenied(f"Redis at {self.endpoint} forbids this user the INFO command: {answer}")
-        return info_fields(answer)
 
     async def _look_at(self, connection: Connection) -> dict[str, str]:
         (info,) = await connection.execute([("INFO", "server")], self.endpoint.socket_timeout)

@@ -6,40 +6,14 @@ The program of the wheel was built without TLS: a terminator in front of it does
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from tests.tls import Authority, Terminated
+from tests.tls import Authority, redis_front, server_context
 
 from agenthive.bus import Bus, BusUnavailable
 from agenthive.settings import HiveScope, RedisPool
-
-
-@contextlib.asynccontextmanager
-async def terminator(port: int, authority: Authority, certificate: tuple[Path, Path]) -> AsyncIterator[int]:
-    """TLS on a port of its own, which wants a client certificate of ``authority``, in front of ``port``."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.file))
-    context.load_cert_chain(*certificate)
-    context.verify_mode = ssl.CERT_REQUIRED
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, ssl.SSLError):
-            tls = Terminated(context, reader, writer)
-            await tls.call(tls.ssl.do_handshake)
-            inner, outer = await asyncio.open_connection("127.0.0.1", port)
-            try:
-                await asyncio.gather(tls.upwards(outer), tls.downwards(inner))
-            finally:
-                outer.close()
-        writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
-        server.close()
 
 
 @pytest.fixture
@@ -50,7 +24,7 @@ def authority(tmp_path: Path) -> Authority:
 @pytest.fixture
 async def secure_url(valkey, authority) -> AsyncIterator[Callable[..., str]]:
     """Makes URLs of the terminator, with files as options."""
-    async with terminator(valkey.port, authority, authority.issue("server")) as port:
+    async with redis_front(valkey.port, server_context(authority.issue("server"), clients=authority)) as port:
         yield (
             lambda **options: (
                 f"rediss://:{valkey.password}@127.0.0.1:{port}/0?" + "&".join(f"{k}={v}" for k, v in options.items())

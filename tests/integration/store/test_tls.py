@@ -14,54 +14,12 @@ from typing import Any
 
 import asyncpg
 import pytest
-from tests.tls import Authority, Terminated
+from tests.tls import Authority, PostgresFront
 
 from agenthive.settings import HiveScope
 from agenthive.store import InvalidValue, Store, StoreAuthError, StoreError, StoreUnavailable, schema_name, upgrade
 from agenthive.store.database import Address, connect_once
 from agenthive.store.errors import translate
-
-_SSL_REQUEST = bytes([0, 0, 0, 8, 4, 210, 22, 47])
-
-
-class Front:
-    """What stands in front of the server: a port that speaks TLS to those who ask for it."""
-
-    def __init__(self, port: int, context: ssl.SSLContext, *, plain: bool) -> None:
-        self._port, self._context, self._plain = port, context, plain
-        self.kinds: list[str] = []
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, ssl.SSLError, asyncio.IncompleteReadError):
-            first = await reader.readexactly(8)
-            if first == _SSL_REQUEST:
-                await self._secure(reader, writer)
-            elif self._plain:
-                await self._pass_on(first, reader, writer)
-        writer.close()
-
-    async def _secure(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.kinds.append("tls")
-        writer.write(b"S")
-        tls = Terminated(self._context, reader, writer)
-        await tls.call(tls.ssl.do_handshake)
-        inner, outer = await asyncio.open_connection("127.0.0.1", self._port)
-        try:
-            await asyncio.gather(tls.upwards(outer), tls.downwards(inner))
-        finally:
-            outer.close()
-
-    async def _pass_on(self, first: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.kinds.append("plain")
-        inner, outer = await asyncio.open_connection("127.0.0.1", self._port)
-        outer.write(first)
-
-        async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-            while data := await source.read(65536):
-                sink.write(data)
-            sink.close()
-
-        await asyncio.gather(pump(reader, outer), pump(inner, writer))
 
 
 @pytest.fixture
@@ -83,7 +41,7 @@ async def front(postgres: Any, authority: Authority) -> AsyncIterator[Open]:
             if clients is not None:
                 context.load_verify_locations(clients.file)
                 context.verify_mode = ssl.CERT_REQUIRED
-            front = Front(postgres.port, context, plain=plain)
+            front = PostgresFront(postgres.port, context, plain=plain)
             server = await asyncio.start_server(front.serve, "127.0.0.1", 0)
             stack.callback(server.close)
             port = server.sockets[0].getsockname()[1]

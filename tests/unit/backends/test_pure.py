@@ -11,7 +11,7 @@ import pytest
 from agenthive.settings import HiveScope
 from agenthive.store.errors import InvalidValue, StoreAuthError, StoreError, StorePermissionError, StoreUnavailable
 from agenthive_operator.api.hive import AgentHive
-from agenthive_operator.backends import connections, kube, logins, postgres, redis
+from agenthive_operator.backends import connections, kube, logins, postgres, redis, redis_checks
 from agenthive_operator.backends.events import event_body, event_name
 from agenthive_operator.backends.reports import endpoint_of, without_secret
 from agenthive_operator.backends.resolve import ready_address, ready_endpoint, service_of, with_address
@@ -55,7 +55,7 @@ def test_passwords_are_blotted_out() -> None:
     ],
 )
 def test_judge_redis(info: dict[str, object], ok: bool, version: str) -> None:
-    report = redis.judge(info, "h:1")
+    _, report = redis_checks.version_of(info, "h:1")
     assert (report.ok, report.version) == (ok, version)
     assert report.reason == ("Reachable" if ok else "VersionTooOld")
 
@@ -280,11 +280,14 @@ def test_a_command_line_is_told_the_direct_way() -> None:
     external = {"urlSecretRef": {"name": "bouncer", "key": "uri"}}
     live = {"apiVersion": "agenthive.dev/v1alpha1", "kind": "AgentHive", "metadata": {"name": "demo", "namespace": "a"}}
 
-    def pointers(**changes: Any) -> dict[str, tuple[str, str]]:
+    def pointers(**changes: Any) -> dict[str, str]:
         spec = {"postgres": {"external": {**external, **changes}}}
-        return connections._pointers(AgentHive.parse({**live, "spec": spec}))
+        hive = AgentHive.parse({**live, "spec": spec})
+        secrets = {
+            name: {"uri": f"postgresql://{name}", "url": f"any://{name}"} for name in connections._secret_names(hive)
+        }
+        return connections._urls(hive, secrets)
 
-    assert pointers()["postgres"] == ("bouncer", "uri")
-    assert "postgres_direct" not in pointers()
-    direct = pointers(directUrlSecretRef={"name": "straight", "key": "url"})
-    assert (direct["postgres"], direct["postgres_direct"]) == (("bouncer", "uri"), ("straight", "url"))
+    assert pointers() == {"redis": "any://demo-redis", "postgres": "postgresql://bouncer"}
+    direct = pointers(directUrlSecretRef={"name": "straight", "key": "uri"})
+    assert (direct["postgres"], direct["postgres_direct"]) == ("postgresql://bouncer", "postgresql://straight")

@@ -209,3 +209,38 @@ def test_references_of_a_hive() -> None:
     assert {reference.name for reference in hive_references(of)} == {"cache", "url", "directurl", "adminurl"}
     off = hive(redis={"cache": {"enabled": False, **OWN_CACHE["cache"]}})
     assert hive_references(off) == frozenset()
+
+
+def test_certificates_are_in_the_agents_own_secret_and_roll_the_pods() -> None:
+    def template(**files: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        observed = replace(OBSERVED_AGENT, tls_files={name.replace("_", "."): text for name, text in files.items()})
+        objects = plan_agent(agent(), hive(), observed)
+        return named(objects, "Secret"), named(objects, "Deployment")["spec"]["template"]
+
+    _, plain = template()
+    assert "agenthive-tls" not in str(plain)
+    secret, pod = template(ca_crt="CA", tls_key="KEY")
+    assert secret["data"]["tls.key"] == "S0VZ"
+    (volume,) = [volume for volume in pod["spec"]["volumes"] if volume["name"] == "agenthive-tls"]
+    assert volume["secret"] == {
+        "secretName": secret["metadata"]["name"],
+        "items": [{"key": "ca.crt", "path": "ca.crt"}, {"key": "tls.key", "path": "tls.key"}],
+        "defaultMode": 0o440,
+        "optional": True,
+    }
+    mount = {"name": "agenthive-tls", "mountPath": "/agenthive/tls", "readOnly": True}
+    assert mount in pod["spec"]["containers"][0]["volumeMounts"]
+    assert "KEY" not in str(pod)
+    renewed = template(ca_crt="CA", tls_key="NEW")[1]
+    assert len({str(each["metadata"]["annotations"]) for each in (plain, pod, renewed)}) == 3
+
+
+def test_secrets_of_logins_and_certificates_are_followed() -> None:
+    external = {
+        "url": "redis://h",
+        "usernameSecretRef": {"name": "user"},
+        "passwordSecretRef": {"name": "password"},
+        "tls": {"caSecretRef": {"name": "ca"}, "clientCertSecretRef": {"name": "client"}},
+    }
+    of = hive(redis={"external": external}, postgres={"managed": {}})
+    assert hive_references(of) == {Reference("Secret", name) for name in ("user", "password", "ca", "client")}

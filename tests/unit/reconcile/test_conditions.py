@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from agenthive_operator.backends.reports import SchemaReport, StoreReport
+from agenthive_operator.backends.reports import SchemaReport, StoreReport, Warned
 from agenthive_operator.plan.connections import connection_budget
 from agenthive_operator.reconcile import conditions
 from agenthive_operator.reconcile.conditions import (
@@ -28,12 +28,36 @@ from agenthive_operator.reconcile.conditions import (
     rollout_of,
     stores_ready,
 )
+from agenthive_operator.reconcile.context import ALARMING
 
 PAGE = Path(__file__).parents[3] / "docs" / "conditions.md"
 OK = StoreReport(True, "Reachable", "fine", "h:1", "8.1")
 DOWN = StoreReport(False, "Unreachable", "connection refused", "h:1")
 MIGRATED = SchemaReport(True, "Migrated", "at version 1")
 HEALTHY = HiveInput(OK, OK, MIGRATED, agents_total=2, agents_ready=2)
+
+
+def test_warnings_are_all_told_and_the_first_names_the_reason() -> None:
+    warned = replace(OK, warnings=(Warned("CertificateExpiring", "renew"), Warned("MayEvict", "set noeviction")))
+    budget = connection_budget([100], pool=10, room=97)
+    verdicts = hive_conditions(
+        replace(HEALTHY, redis=warned, postgres=warned, own_cache=True, cache=DOWN, budget=budget)
+    )
+    for kind, words in (("RedisReady", "the cache's own is not ready"), ("PostgresReady", "97 to give")):
+        verdict = verdicts[kind]
+        assert (verdict.status, verdict.reason) == ("True", "CertificateExpiring")
+        assert verdict.message.startswith("fine; renew; set noeviction; ")
+        assert words in verdict.message
+    assert stores_ready(verdicts)
+    down = hive_conditions(replace(HEALTHY, redis=replace(DOWN, warnings=warned.warnings)))["RedisReady"]
+    assert (down.reason, down.message) == ("Unreachable", "connection refused")
+
+
+@pytest.mark.parametrize("reason", ["CertificateExpiring", "MayEvict", "MayLoseMessages", "NoReplicas"])
+def test_every_warning_has_a_meaning_and_alarms(reason: str) -> None:
+    assert REASONS["AgentHive"]["RedisReady"][reason].status == "True"
+    assert REASONS["AgentHive"]["RedisReady"][reason].todo
+    assert reason in ALARMING
 
 
 @pytest.mark.parametrize(
