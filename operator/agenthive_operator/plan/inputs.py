@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from agenthive_operator.plan.references import Reference
+from agenthive_operator.plan.rotation import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class ObservedAgent:
         digests: Digest (``checksum.digest``) of the data of each Secret and ConfigMap that the pods use, by
             ``references.agent_references``; what does not exist is left out. A change rolls the pods.
         cache_url: Validated URL of the cache's own Redis; None where it has none, or none that was ever good.
+        credentials: How old the credentials in the URLs are, and those that they are about to replace.
     """
 
     instance_id: str
@@ -51,3 +53,4 @@ class ObservedAgent:
     runtime_image: str
     digests: Mapping[Reference, str] = field(default_factory=dict)
     cache_url: str | None = None
+    credentials: Record = field(default_factory=Record)
