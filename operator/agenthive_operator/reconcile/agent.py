@@ -5,19 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypedDict
 
-from agenthive.store import schema_name
 from agenthive_operator.api.agent import Agent
 from agenthive_operator.api.hive import AgentHive
 from agenthive_operator.api.meta import InvalidObjectError
 from agenthive_operator.backends.kube import AGENT, AGENT_HIVE, Object, secret_data
-from agenthive_operator.backends.logins import with_login
 from agenthive_operator.backends.references import Reference
-from agenthive_operator.plan.agent import CACHE_URL, POSTGRES_URL, REDIS_URL, plan_agent
+from agenthive_operator.plan.agent import CACHE_URL, REDIS_URL, plan_agent
 from agenthive_operator.plan.checksum import digest
 from agenthive_operator.plan.inputs import ObservedAgent
 from agenthive_operator.plan.names import agent_secret_name, agent_selector, selector_string
 from agenthive_operator.plan.references import Reference as Pointer
 from agenthive_operator.plan.references import agent_references, code_reference
+from agenthive_operator.plan.rotation import Record
 from agenthive_operator.reconcile.cache import Key
 from agenthive_operator.reconcile.children import is_labelled
 from agenthive_operator.reconcile.conditions import (
@@ -31,6 +30,7 @@ from agenthive_operator.reconcile.conditions import (
     sooner,
 )
 from agenthive_operator.reconcile.context import Context, HiveState
+from agenthive_operator.reconcile.rotation import Credentials, Rotations
 from agenthive_operator.reconcile.status import (
     FigureGate,
     agent_status,
@@ -40,7 +40,6 @@ from agenthive_operator.reconcile.status import (
     merge_conditions,
     only_ready,
 )
-from agenthive_operator.reconcile.stores import scope_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +57,20 @@ class Urls(TypedDict):
     redis_url: str
     postgres_url: str
     cache_url: str | None
+    credentials: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What kept an Agent's children from being applied, and how the rotation of its credentials stands."""
+
+    problem: Problem | None = None
+    credentials: Credentials | None = None
+
+    @property
+    def waits(self) -> str:
+        """What the rotation waits for; empty if it goes on, or there is none."""
+        return self.credentials.waits if self.credentials else ""
 
 
 class AgentReconciler:
@@ -66,6 +79,7 @@ class AgentReconciler:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._gates: dict[Key, FigureGate] = {}
+        self._rotations = Rotations(context)
 
     async def reconcile(self, key: Key) -> float | None:
         """Look at one Agent; returns the seconds after which to look again without an event, if any.
@@ -88,9 +102,9 @@ class AgentReconciler:
         view = await self._view_hive(key, agent)
         if view.facts.exists and view.state is None and is_known(live):
             return None  # the hive has not been looked at since the start, and will call us when it has
-        problem = await self._bring_about(key, agent, view)
-        again = await self._tell(key, live, agent, view.facts, problem)
-        return sooner(again, problem)
+        outcome = await self._bring_about(key, live, agent, view)
+        again = await self._tell(key, live, agent, view.facts, outcome)
+        return sooner(again, outcome.problem)
 
     # ---- steps
 
@@ -98,6 +112,7 @@ class AgentReconciler:
         self._context.references.register(key, ())
         self._gates.pop(key, None)
         if (hive := self._context.logins.forget(key)) is not None:
+            self._rotations.forget(key, hive)
             self._context.postgres.poke(hive)
 
     async def _view_hive(self, key: Key, agent: Agent) -> HiveView:
@@ -124,24 +139,28 @@ class AgentReconciler:
         )
         return HiveView(hive, state, facts)
 
-    async def _bring_about(self, key: Key, agent: Agent, view: HiveView) -> Problem | None:
+    async def _bring_about(self, key: Key, live: Object, agent: Agent, view: HiveView) -> Outcome:
         """Apply the Agent's children, once its hive has been ready; prune what is no longer planned."""
         hive, state = view.hive, view.state
         pointers = agent_references(agent, hive) if hive is not None else frozenset()
         self._context.references.register(key, [Reference(p.kind, key.namespace, p.name) for p in pointers])
         if hive is None or state is None:
-            return None
+            return Outcome()
         if not state.ready and self._context.cache.get("Deployment", key.namespace, key.name) is None:
             # The first start waits for the hive; a running agent follows its spec. Of one that the watch has not told
             # yet nothing is believed: it is left as it is.
-            return None
+            return Outcome()
         digests = await self._digests(key, pointers)
         code = code_reference(agent)
         if code is not None and code not in digests:
-            return Problem("CodeMissing", f"ConfigMap {code.name!r} of spec.codeFrom does not exist; create it")
-        urls = await self._urls(key, hive, state)
+            text = f"ConfigMap {code.name!r} of spec.codeFrom does not exist; create it"
+            return Outcome(Problem("CodeMissing", text))
+        secret = await self._context.children.live("Secret", key.namespace, agent_secret_name(key.name))
+        secret = secret if secret is not None and is_labelled(secret) else None
+        credentials = await self._rotations.step(key, live, agent, hive, state, secret)
+        urls = self._urls(hive, state, secret, credentials)
         if urls is None:
-            return None
+            return Outcome()
         observed = ObservedAgent(
             instance_id=state.instance_id, runtime_image=self._context.options.runtime_image, digests=digests, **urls
         )
@@ -149,7 +168,7 @@ class AgentReconciler:
         problem = await self._context.children.apply(planned)
         if problem is None:
             await self._context.children.prune(agent.metadata.uid, planned)
-        return problem
+        return Outcome(problem, credentials)
 
     async def _digests(self, key: Key, pointers: frozenset[Pointer]) -> dict[Pointer, str]:
         """Digests of the data that the pods use; what does not exist is left out."""
@@ -160,36 +179,21 @@ class AgentReconciler:
                 digests[pointer] = digest(data)
         return digests
 
-    async def _urls(self, key: Key, hive: AgentHive, state: HiveState) -> Urls | None:
+    def _urls(self, hive: AgentHive, state: HiveState, secret: Object | None, credentials: Credentials) -> Urls | None:
         """The URLs for the Agent's Secret: those found good, else those it has already.
 
         So a bad new value in a hive's Secret, or a server that is down, changes nothing for running pods.
         """
-        secret = await self._context.children.live("Secret", key.namespace, agent_secret_name(key.name))
-        known = secret_data(secret) if secret is not None and is_labelled(secret) else {}
+        known = secret_data(secret) if secret is not None else {}
         redis = state.redis_url or known.get(REDIS_URL)
-        postgres = self._postgres_url(key, hive, state, known.get(POSTGRES_URL))
+        postgres = credentials.postgres_url
         if not redis or not postgres:
             return None
         own_cache = hive.spec.redis.cache.own_url is not None
         cache = state.cache_url or known.get(CACHE_URL) if own_cache else None
-        return {"redis_url": redis, "postgres_url": postgres, "cache_url": cache}
+        return {"redis_url": redis, "postgres_url": postgres, "cache_url": cache, "credentials": credentials.record}
 
-    def _postgres_url(self, key: Key, hive: AgentHive, state: HiveState, known: str | None) -> str | None:
-        """The hive's URL, with the Agent's own login where the operator makes such, once the server knows it."""
-        if not hive.spec.postgres.mints_logins:
-            return state.postgres_url or known
-        of = Key("AgentHive", key.namespace, hive.metadata.name)
-        login, is_news = self._context.logins.want(
-            key, of, schema_name(scope_of(hive)), known, server=state.postgres_url
-        )
-        if is_news:
-            self._context.postgres.poke(of)
-        return with_login(state.postgres_url, login) if state.postgres_url and login else known
-
-    async def _tell(
-        self, key: Key, live: Object, agent: Agent, facts: HiveFacts, problem: Problem | None
-    ) -> float | None:
+    async def _tell(self, key: Key, live: Object, agent: Agent, facts: HiveFacts, outcome: Outcome) -> float | None:
         """Write the status where it differs, Events for what went wrong, and let the hive count again."""
         hive = agent.spec.hive_ref.name
         deployment = self._context.cache.get("Deployment", key.namespace, key.name)
@@ -198,8 +202,15 @@ class AgentReconciler:
             deployment = None
         rollout = rollout_of(deployment) if deployment else None
         pods = self._context.cache.pods_of(key.namespace, hive=hive, agent=key.name)
+        failure = pod_failure(pods)
         seen = AgentInput(
-            name=key.name, hive=hive, facts=facts, rollout=rollout, failure=pod_failure(pods), problem=problem
+            name=key.name,
+            hive=hive,
+            facts=facts,
+            rollout=rollout,
+            failure=failure,
+            problem=outcome.problem,
+            waits=outcome.waits,
         )
         verdicts = agent_conditions(seen)
         before = live.get("status") or {}
@@ -214,6 +225,8 @@ class AgentReconciler:
         )
         after = await self._context.write_status(live, status)
         await self._context.tell_transitions(live, verdicts, normal=False)
+        stuck = failure is not None or bool(rollout and rollout.stalled)
+        await self._rotations.tell(key, live, outcome.credentials, stuck=stuck)
         if is_true(live, "Ready") != is_true(after, "Ready"):
             self._context.queue.add(Key("AgentHive", key.namespace, hive))
         return again
