@@ -199,6 +199,7 @@ class HiveLogins:
     def _trouble(self, slot: Slot, text: str, on_ready: Callable[[str], None]) -> None:
         if self._troubles.get(slot) != text:
             self._troubles[slot] = text
+            logger.warning("login %d of agent %s: %s", slot[1], slot[0], text)
             on_ready(slot[0])
 
     async def _drop(self, connection: Any, schema: str, agent: str) -> None:
@@ -224,7 +225,6 @@ class HiveLogins:
                 except StoreUnavailable:
                     raise
                 except StoreError as error:
-                    logger.warning("a former login of agent %s stays: %s", agent, error)
                     self._trouble(slot, str(error), on_ready)
                     continue
             self._there.discard(slot)

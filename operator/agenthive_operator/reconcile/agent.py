@@ -168,6 +168,8 @@ class AgentReconciler:
         problem = await self._context.children.apply(planned)
         if problem is None:
             await self._context.children.prune(agent.metadata.uid, planned)
+            if credentials.again:
+                self._context.queue.add(key)
         return Outcome(problem, credentials)
 
     async def _digests(self, key: Key, pointers: frozenset[Pointer]) -> dict[Pointer, str]:

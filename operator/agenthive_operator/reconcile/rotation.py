@@ -53,13 +53,15 @@ class Credentials:
     """What an Agent's Secret is to hold: connections with credentials, and the record beside them.
 
     ``postgres_url`` is None while the server is not known to let the Agent in. ``waits`` says what a rotation that
-    cannot go on waits for; ``stuck`` if somebody has to do something about it.
+    cannot go on waits for; ``stuck`` if somebody has to do something about it. ``again``: once the Secret is written
+    the Agent is to be looked at again, as where no pod runs no event tells that the rotation may go on.
     """
 
     postgres_url: str | None = field(repr=False)
     record: Record
     waits: str = ""
     stuck: bool = False
+    again: bool = False
 
 
 class Rotations:
@@ -121,7 +123,13 @@ class Rotations:
             case Step.KEEP:
                 self._hold(key, hive, seen)
         self._records[key] = record
-        return Credentials(url or known.get(POSTGRES_URL), record, waits or trouble, stuck=bool(trouble))
+        return Credentials(
+            url or known.get(POSTGRES_URL),
+            record,
+            waits or trouble,
+            stuck=bool(trouble),
+            again=decision.step is Step.SWITCH,
+        )
 
     async def tell(self, key: Key, live: Object, credentials: Credentials | None, *, stuck: bool) -> None:
         """An Event, once, where a rotation waits for what does not come about by itself; ``stuck``: the pods do not."""
