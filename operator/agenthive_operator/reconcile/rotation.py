@@ -111,7 +111,7 @@ class Rotations:
         waits, trouble = decision.waits, ""
         match decision.step:
             case Step.BEGIN:
-                trouble = self._begin(key, hive)
+                trouble = self._begin(key, hive, state)
             case Step.SWITCH:
                 url, record = self._switch(key, hive, state, known, seen)
             case Step.FINISH:
@@ -191,14 +191,16 @@ class Rotations:
 
     # ---- what is done
 
-    def _begin(self, key: Key, hive: AgentHive) -> str:
+    def _begin(self, key: Key, hive: AgentHive, state: HiveState) -> str:
         """Have the next credentials made; returns what keeps them from being let in."""
         self._begun.add(key)
         of = hive_key(hive)
-        _, is_news = self._context.logins.follow(key, schema_name(scope_of(hive)), server=None)
+        login, is_news = self._context.logins.follow(key, schema_name(scope_of(hive)), server=state.postgres_url)
         if is_news:
             logger.info("%s: its credentials are to be replaced", key)
             self._context.postgres.poke(of)
+        if login is not None:
+            self._context.queue.add(key)  # it was made for a rotation that was given up: nobody is going to tell
         trouble = self._context.logins.trouble(key)
         return f"the rotation of its credentials waits: {trouble}" if trouble else ""
 
