@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlunsplit
 
 from agenthive.store.database import Address, close_once, connect_once
@@ -29,11 +29,20 @@ class Login:
     password: str = field(repr=False)
 
 
+GENERATIONS: Final = (0, 1)
+"""An agent's logins take turns: a role has one password, and two are to be valid while the one replaces the other."""
+
+Slot = tuple[str, int]
+"""An agent and a generation of its login."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Wish:
     password: str = field(repr=False)
     #: The server has never been told this password; one from a Secret that stands is believed to be the server's.
     fresh: bool
+    #: No pod uses it yet: it is tried by itself, and what keeps it out is no trouble of the hive's.
+    following: bool = False
 
 
 class HiveLogins:
@@ -45,30 +54,62 @@ class HiveLogins:
 
     def __init__(self) -> None:
         self._target: tuple[Access, str] | None = None
-        self._wishes: dict[str, _Wish] = {}
-        self._made: dict[str, str] = {}
+        self._wishes: dict[Slot, _Wish] = {}
+        self._made: dict[Slot, str] = {}
+        self._there: set[Slot] = set()
+        self._revoked: dict[Slot, bool] = {}
+        self._troubles: dict[Slot, str] = {}
         self._proven = False
 
-    def wish(self, agent: str, password: str, *, fresh: bool) -> bool:
-        """``agent`` is to have a login with this password. Returns whether that is news."""
-        known = self._wishes.get(agent)
+    def wish(self, agent: str, password: str, *, fresh: bool, generation: int = 0, following: bool = False) -> bool:
+        """``agent`` is to have a login with this password. Returns whether that is news.
+
+        Another generation is another login, beside this one; ``following``: no pod uses it yet.
+        """
+        slot = (agent, generation)
+        known = self._wishes.get(slot)
+        self._revoked.pop(slot, None)
         if known is not None and known.password == password:
+            if known.following and not following:
+                self._wishes[slot] = _Wish(password, known.fresh)
             return False
-        self._wishes[agent] = _Wish(password, fresh or known is not None)
+        self._wishes[slot] = _Wish(password, fresh or known is not None, following)
         return True
 
-    def wished(self, agent: str) -> str | None:
+    def revoke(self, agent: str, generation: int) -> bool:
+        """``agent`` is to lose this login; it goes with the next ``sync``. Returns whether that is news."""
+        slot = (agent, generation)
+        self._wishes.pop(slot, None)
+        news = slot not in self._revoked
+        self._revoked.setdefault(slot, False)
+        return news
+
+    def is_revoked(self, agent: str, generation: int) -> bool:
+        """Whether the server was found, since ``revoke``, to have no such login."""
+        return self._revoked.get((agent, generation), False)
+
+    def is_there(self, agent: str, generation: int) -> bool:
+        """Whether the server had such a login at the latest ``sync``."""
+        return (agent, generation) in self._there
+
+    def wished(self, agent: str, generation: int = 0) -> str | None:
         """The password that ``agent`` is to have, if it is to have one."""
-        wish = self._wishes.get(agent)
+        wish = self._wishes.get((agent, generation))
         return wish.password if wish else None
 
-    def forget(self, agent: str) -> None:
-        """``agent`` is gone; its login goes with the next ``sync``."""
-        self._wishes.pop(agent, None)
+    def trouble(self, agent: str, generation: int) -> str:
+        """What keeps this login from being let in, of one that no pod uses yet, or from being revoked; else empty."""
+        return self._troubles.get((agent, generation), "")
 
-    def is_ready(self, agent: str, password: str) -> bool:
+    def forget(self, agent: str) -> None:
+        """``agent`` is gone; its logins go with the next ``sync``."""
+        for generation in GENERATIONS:
+            for known in (self._wishes, self._revoked, self._troubles):
+                known.pop((agent, generation), None)
+
+    def is_ready(self, agent: str, password: str, generation: int = 0) -> bool:
         """Whether the server was found to let ``agent`` in with this password."""
-        return self._proven and self._made.get(agent) == password
+        return self._proven and self._made.get((agent, generation)) == password
 
     async def sync(
         self,
@@ -83,8 +124,9 @@ class HiveLogins:
         Args:
             access: The database, with ``admin``; dialled.
             schema: The hive's.
-            is_gone: Asked before an agent's login is dropped: whether nobody needs it any more.
-            on_ready: Told each agent whose login became ready, as soon as it is: a thousand take a while.
+            is_gone: Asked before an agent's logins are dropped: whether nobody needs them any more.
+            on_ready: Told each agent of which a login became ready or was revoked, as soon as it is: a thousand take a
+                while.
 
         Returns:
             What went wrong, if something did.
@@ -92,53 +134,73 @@ class HiveLogins:
         assert access.admin is not None, "logins are made with administrative access"
         if self._target != (access, schema):
             self._target, self._made, self._proven = (access, schema), {}, False
+            self._revoked = dict.fromkeys(self._revoked, False)
         try:
             connection = await connect_once(Address.parse(access.admin), CLIENT_NAME)
             try:
                 # The hive's own login, which command lines use, acts as the owner: it may not be who migrates.
                 user = user_of(access.url)
                 await ensure_roles(connection, schema, also=[user] if user else [])
-                there = set((await known_agents(connection, schema)).values())
-                for agent in sorted(there - self._wishes.keys()):
+                known = await known_agents(connection, schema)
+                slots = {agent: generations_of(schema, agent) for agent in set(known.values())}
+                wished = {agent for agent, _ in self._wishes}
+                self._there = {(agent, slots[agent][role]) for role, agent in known.items() if role in slots[agent]}
+                for agent in sorted(slots.keys() - wished):
                     if await is_gone(agent):
                         await self._drop(connection, schema, agent)
-                        there.discard(agent)
-                return await self._make(connection, access, schema, there, on_ready)
+                        self._there -= {(agent, generation) for generation in GENERATIONS}
+                await self._revoke(connection, schema, on_ready)
+                return await self._make(connection, access, schema, on_ready)
             finally:
                 await close_once(connection)
         except StoreError as error:
             return report_of(error)
 
     async def _make(
-        self, connection: Any, access: Access, schema: str, there: set[str], on_ready: Callable[[str], None]
+        self, connection: Any, access: Access, schema: str, on_ready: Callable[[str], None]
     ) -> SchemaReport | None:
         """Logins that lack; one that cannot be made does not keep the others from being made."""
         failure: SchemaReport | None = None
-        for agent, wish in sorted(self._wishes.items()):
-            made = self._made.get(agent)
-            if agent in there and made == wish.password and self._proven:
+        for slot, wish in sorted(self._wishes.items(), key=lambda entry: entry[0]):
+            (agent, generation), made = slot, self._made.get(slot)
+            there = slot in self._there
+            if there and made == wish.password and self._proven:
                 continue
             try:
-                if agent not in there or made not in {None, wish.password} or (made is None and wish.fresh):
-                    self._made.pop(agent, None)
-                    await ensure_agent(connection, schema, agent, wish.password)
-                    logger.info("made the login of agent %s in schema %s", agent, schema)
-                    self._believe(agent, wish, fresh=False)
-                if not self._proven and (refusal := await self._prove(access, schema, agent, wish)):
+                if not there or made not in {None, wish.password} or (made is None and wish.fresh):
+                    self._made.pop(slot, None)
+                    await ensure_agent(connection, schema, agent, wish.password, generation=generation)
+                    self._there.add(slot)
+                    logger.info("made login %d of agent %s in schema %s", generation, agent, schema)
+                    self._believe(slot, wish, fresh=False)
+                refusal = None
+                if wish.following or not self._proven:
+                    refusal = await self._prove(access, schema, slot, wish)
+                if refusal is not None and not wish.following:
                     return refusal
             except StoreUnavailable:
                 raise
             except StoreError as error:
-                failure = failure or report_of(error)
-            else:
-                self._made[agent] = wish.password
+                refusal = report_of(error)
+                failure = failure or (None if wish.following else refusal)
+            if refusal is None:
+                self._troubles.pop(slot, None)
+                self._made[slot] = wish.password
                 on_ready(agent)
+            elif wish.following:
+                self._trouble(slot, refusal.message, on_ready)
         return failure
 
-    def _believe(self, agent: str, wish: _Wish, *, fresh: bool) -> None:
+    def _believe(self, slot: Slot, wish: _Wish, *, fresh: bool) -> None:
         """Note whether the server knows the password of ``wish``, unless another was wished for meanwhile."""
-        if self._wishes.get(agent) is wish:
-            self._wishes[agent] = _Wish(wish.password, fresh)
+        if self._wishes.get(slot) is wish:
+            self._wishes[slot] = _Wish(wish.password, fresh, wish.following)
+
+    def _trouble(self, slot: Slot, text: str, on_ready: Callable[[str], None]) -> None:
+        if self._troubles.get(slot) != text:
+            self._troubles[slot] = text
+            logger.warning("login %d of agent %s: %s", slot[1], slot[0], text)
+            on_ready(slot[0])
 
     async def _drop(self, connection: Any, schema: str, agent: str) -> None:
         """A login that cannot be dropped, as it owns something elsewhere, lets nobody in: no reason to stop."""
@@ -149,19 +211,41 @@ class HiveLogins:
         except StoreError as error:
             logger.warning("the login of agent %s, which is gone, stays: %s", agent, error)
         else:
-            self._made.pop(agent, None)
+            for generation in GENERATIONS:
+                self._made.pop((agent, generation), None)
             logger.info("dropped %s of agent %s, which is gone", ", ".join(dropped) or "no login", agent)
 
-    async def _prove(self, access: Access, schema: str, agent: str, wish: _Wish) -> SchemaReport | None:
+    async def _revoke(self, connection: Any, schema: str, on_ready: Callable[[str], None]) -> None:
+        """Drop the logins that were replaced; one that cannot be dropped keeps nothing else from being done."""
+        for slot in sorted(slot for slot, done in self._revoked.items() if not done):
+            (agent, generation), dropped = slot, list[str]()
+            if slot in self._there:
+                try:
+                    dropped = await drop_agent(connection, schema, agent, generation=generation)
+                except StoreUnavailable:
+                    raise
+                except StoreError as error:
+                    self._trouble(slot, str(error), on_ready)
+                    continue
+            self._there.discard(slot)
+            self._made.pop(slot, None)
+            self._troubles.pop(slot, None)
+            if slot in self._revoked:  # nobody wished for it again meanwhile
+                self._revoked[slot] = True
+            on_ready(agent)
+            if dropped:
+                logger.info("dropped %s of agent %s, which was replaced", ", ".join(dropped), agent)
+
+    async def _prove(self, access: Access, schema: str, slot: Slot, wish: _Wish) -> SchemaReport | None:
         """Log in as an agent once, the way its pods do: a PgBouncer or a pg_hba.conf may not know the new logins."""
-        url = with_login(access.url, Login(agent_role(schema, agent), wish.password))
+        url = with_login(access.url, Login(agent_role(schema, *slot), wish.password))
         try:
             connection = await connect_once(Address.parse(url), CLIENT_NAME)
         except StoreUnavailable:
             raise
         except StoreError as error:
             # Perhaps somebody changed this one's password, which was believed: it is set with the next look.
-            self._believe(agent, wish, fresh=True)
+            self._believe(slot, wish, fresh=True)
             return SchemaReport(
                 False,
                 "RolesFailed",
@@ -172,6 +256,11 @@ class HiveLogins:
         await close_once(connection)
         self._proven = True
         return None
+
+
+def generations_of(schema: str, agent: str) -> dict[str, int]:
+    """The logins that an agent may have, and which generation each is. Pure."""
+    return {agent_role(schema, agent, generation): generation for generation in GENERATIONS}
 
 
 def report_of(error: StoreError) -> SchemaReport:

@@ -52,8 +52,12 @@ def _secrets(observed: ObservedAgent) -> dict[str, str]:
 
 def _secret(agent: Agent, observed: ObservedAgent) -> dict[str, Any]:
     """Pods use only this Secret of the operator's: a bad new value elsewhere never reaches them."""
-    name = names.agent_secret_name(agent.metadata.name)
-    return names.agent_child("v1", "Secret", name, agent, type="Opaque", data=encoded(_secrets(observed)))
+    name, credentials = names.agent_secret_name(agent.metadata.name), observed.credentials
+    data = encoded({**_secrets(observed), **credentials.previous})
+    secret = names.agent_child("v1", "Secret", name, agent, type="Opaque", data=data)
+    if credentials.annotations:
+        secret["metadata"]["annotations"] = credentials.annotations
+    return secret
 
 
 def _deployment(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> dict[str, Any]:
@@ -81,6 +85,8 @@ def checksum(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> str:
 def pod_template(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> dict[str, Any]:
     """The pod template: what the operator needs, merged with what the Agent's podTemplate adds."""
     own_labels = names.labels(hive.metadata.name, "agent", agent.metadata.name)
+    if observed.credentials.since:  # absent while the first ones are in use
+        own_labels[names.CREDENTIALS_MARK] = observed.credentials.since
     own_annotations = {names.CHECKSUM_ANNOTATION: checksum(agent, hive, observed)}
     base = {
         "metadata": {"labels": own_labels, "annotations": own_annotations},

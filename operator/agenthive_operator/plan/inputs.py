@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from agenthive_operator.plan.references import Reference
+from agenthive_operator.plan.rotation import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class ObservedAgent:
             ``references.agent_references``; what does not exist is left out. A change rolls the pods.
         cache_url: Validated URL of the cache's own Redis; None where it has none, or none that was ever good.
         tls_files: Certificates (PEM) that the URLs name below ``external.TLS_PATH``, by the name of the file.
+        credentials: How old the credentials in the URLs are, and those that they are about to replace.
     """
 
     instance_id: str
@@ -53,3 +55,4 @@ class ObservedAgent:
     digests: Mapping[Reference, str] = field(default_factory=dict)
     cache_url: str | None = None
     tls_files: Mapping[str, str] = field(default_factory=dict, repr=False)
+    credentials: Record = field(default_factory=Record)

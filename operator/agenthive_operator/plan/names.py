@@ -14,6 +14,11 @@ FINALIZER = "agenthive.dev/cleanup"
 CHECKSUM_ANNOTATION = "agenthive.dev/checksum"
 # On admin Secrets: which keys and schemas in the server are the hive's.
 INSTANCE_ANNOTATION = "agenthive.dev/instance-id"
+# On a hive or an Agent, by a user: a new value asks for new credentials. On an Agent's Secret: the value last answered.
+ROTATE_ANNOTATION = "agenthive.dev/rotate"
+ROTATE_HIVE_ANNOTATION = "agenthive.dev/rotate-hive"
+# On an Agent's Secret (an annotation) and on its pods (a label): since when the credentials are in use.
+CREDENTIALS_MARK = "agenthive.dev/credentials"
 
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 COMPONENT_LABEL = "app.kubernetes.io/component"

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypedDict
 
-from agenthive.store import schema_name
 from agenthive_operator.api.agent import Agent
 from agenthive_operator.api.hive import AgentHive
 from agenthive_operator.api.meta import InvalidObjectError
 from agenthive_operator.backends.kube import AGENT, AGENT_HIVE, Object, secret_data
-from agenthive_operator.backends.logins import with_login
 from agenthive_operator.backends.references import Reference
 from agenthive_operator.plan.agent import CACHE_URL, POSTGRES_URL, REDIS_URL, plan_agent
 from agenthive_operator.plan.checksum import digest
@@ -20,6 +18,7 @@ from agenthive_operator.plan.inputs import ObservedAgent
 from agenthive_operator.plan.names import agent_secret_name, agent_selector, selector_string
 from agenthive_operator.plan.references import Reference as Pointer
 from agenthive_operator.plan.references import agent_references, code_reference
+from agenthive_operator.plan.rotation import Record
 from agenthive_operator.reconcile.cache import Key
 from agenthive_operator.reconcile.children import is_labelled
 from agenthive_operator.reconcile.conditions import (
@@ -33,6 +32,7 @@ from agenthive_operator.reconcile.conditions import (
     sooner,
 )
 from agenthive_operator.reconcile.context import Context, HiveState
+from agenthive_operator.reconcile.rotation import Credentials, Rotations
 from agenthive_operator.reconcile.status import (
     FigureGate,
     agent_status,
@@ -42,7 +42,6 @@ from agenthive_operator.reconcile.status import (
     merge_conditions,
     only_ready,
 )
-from agenthive_operator.reconcile.stores import scope_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +60,20 @@ class Urls(TypedDict):
     postgres_url: str
     cache_url: str | None
     tls_files: Mapping[str, str]
+    credentials: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What kept an Agent's children from being applied, and how the rotation of its credentials stands."""
+
+    problem: Problem | None = None
+    credentials: Credentials | None = None
+
+    @property
+    def waits(self) -> str:
+        """What the rotation waits for; empty if it goes on, or there is none."""
+        return self.credentials.waits if self.credentials else ""
 
 
 class AgentReconciler:
@@ -69,6 +82,7 @@ class AgentReconciler:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._gates: dict[Key, FigureGate] = {}
+        self._rotations = Rotations(context)
 
     async def reconcile(self, key: Key) -> float | None:
         """Look at one Agent; returns the seconds after which to look again without an event, if any.
@@ -91,9 +105,9 @@ class AgentReconciler:
         view = await self._view_hive(key, agent)
         if view.facts.exists and view.state is None and is_known(live):
             return None  # the hive has not been looked at since the start, and will call us when it has
-        problem = await self._bring_about(key, agent, view)
-        again = await self._tell(key, live, agent, view.facts, problem)
-        return sooner(again, problem)
+        outcome = await self._bring_about(key, live, agent, view)
+        again = await self._tell(key, live, agent, view.facts, outcome)
+        return sooner(again, outcome.problem)
 
     # ---- steps
 
@@ -101,6 +115,7 @@ class AgentReconciler:
         self._context.references.register(key, ())
         self._gates.pop(key, None)
         if (hive := self._context.logins.forget(key)) is not None:
+            self._rotations.forget(key, hive)
             self._context.postgres.poke(hive)
 
     async def _view_hive(self, key: Key, agent: Agent) -> HiveView:
@@ -127,24 +142,28 @@ class AgentReconciler:
         )
         return HiveView(hive, state, facts)
 
-    async def _bring_about(self, key: Key, agent: Agent, view: HiveView) -> Problem | None:
+    async def _bring_about(self, key: Key, live: Object, agent: Agent, view: HiveView) -> Outcome:
         """Apply the Agent's children, once its hive has been ready; prune what is no longer planned."""
         hive, state = view.hive, view.state
         pointers = agent_references(agent, hive) if hive is not None else frozenset()
         self._context.references.register(key, [Reference(p.kind, key.namespace, p.name) for p in pointers])
         if hive is None or state is None:
-            return None
+            return Outcome()
         if not state.ready and self._context.cache.get("Deployment", key.namespace, key.name) is None:
             # The first start waits for the hive; a running agent follows its spec. Of one that the watch has not told
             # yet nothing is believed: it is left as it is.
-            return None
+            return Outcome()
         digests = await self._digests(key, pointers)
         code = code_reference(agent)
         if code is not None and code not in digests:
-            return Problem("CodeMissing", f"ConfigMap {code.name!r} of spec.codeFrom does not exist; create it")
-        urls = await self._urls(key, hive, state)
+            text = f"ConfigMap {code.name!r} of spec.codeFrom does not exist; create it"
+            return Outcome(Problem("CodeMissing", text))
+        secret = await self._context.children.live("Secret", key.namespace, agent_secret_name(key.name))
+        secret = secret if secret is not None and is_labelled(secret) else None
+        credentials = await self._rotations.step(key, live, agent, hive, state, secret)
+        urls = self._urls(hive, state, secret, credentials)
         if urls is None:
-            return None
+            return Outcome()
         observed = ObservedAgent(
             instance_id=state.instance_id, runtime_image=self._context.options.runtime_image, digests=digests, **urls
         )
@@ -152,7 +171,9 @@ class AgentReconciler:
         problem = await self._context.children.apply(planned)
         if problem is None:
             await self._context.children.prune(agent.metadata.uid, planned)
-        return problem
+            if credentials.again:
+                self._context.queue.add(key)
+        return Outcome(problem, credentials)
 
     async def _digests(self, key: Key, pointers: frozenset[Pointer]) -> dict[Pointer, str]:
         """Digests of the data that the pods use; what does not exist is left out."""
@@ -163,23 +184,24 @@ class AgentReconciler:
                 digests[pointer] = digest(data)
         return digests
 
-    async def _urls(self, key: Key, hive: AgentHive, state: HiveState) -> Urls | None:
+    def _urls(self, hive: AgentHive, state: HiveState, secret: Object | None, credentials: Credentials) -> Urls | None:
         """The URLs for the Agent's Secret: those found good, else those it has already.
 
         So a bad new value in a hive's Secret, or a server that is down, changes nothing for running pods.
         """
-        secret = await self._context.children.live("Secret", key.namespace, agent_secret_name(key.name))
-        known = secret_data(secret) if secret is not None and is_labelled(secret) else {}
+        known = secret_data(secret) if secret is not None else {}
         # The cache's certificates are those of the bus, and where they differ for a while, those of the bus count.
         own_cache = hive.spec.redis.cache.own_url is not None
         cache, cache_files = self._mounted(state.cache_url, known, CACHE_URL) if own_cache else (None, {})
         redis, redis_files = self._mounted(state.redis_url, known, REDIS_URL)
-        wanted = self._postgres_url(key, hive, state, known.get(POSTGRES_URL))
-        postgres, postgres_files = self._mounted(wanted, known, POSTGRES_URL)
+        postgres, postgres_files = self._mounted(credentials.postgres_url, known, POSTGRES_URL)
         if not redis or not postgres:
             return None
         files = {**cache_files, **redis_files, **postgres_files}
-        return {"redis_url": redis, "postgres_url": postgres, "cache_url": cache, "tls_files": files}
+        return {
+            "redis_url": redis, "postgres_url": postgres, "cache_url": cache, "tls_files": files,
+            "credentials": credentials.record,
+        }  # fmt: skip
 
     def _mounted(self, url: str | None, known: Mapping[str, str], name: str) -> tuple[str | None, dict[str, str]]:
         """A URL as pods see it, and the files that it names; what the Agent's Secret has where there is no other."""
@@ -189,21 +211,7 @@ class AgentReconciler:
             files = {file: known[file] for file in mounted_files(url) if file in known} | files
         return url, files
 
-    def _postgres_url(self, key: Key, hive: AgentHive, state: HiveState, known: str | None) -> str | None:
-        """The hive's URL, with the Agent's own login where the operator makes such, once the server knows it."""
-        if not hive.spec.postgres.mints_logins:
-            return state.postgres_url or known
-        of = Key("AgentHive", key.namespace, hive.metadata.name)
-        login, is_news = self._context.logins.want(
-            key, of, schema_name(scope_of(hive)), known, server=state.postgres_url
-        )
-        if is_news:
-            self._context.postgres.poke(of)
-        return with_login(state.postgres_url, login) if state.postgres_url and login else known
-
-    async def _tell(
-        self, key: Key, live: Object, agent: Agent, facts: HiveFacts, problem: Problem | None
-    ) -> float | None:
+    async def _tell(self, key: Key, live: Object, agent: Agent, facts: HiveFacts, outcome: Outcome) -> float | None:
         """Write the status where it differs, Events for what went wrong, and let the hive count again."""
         hive = agent.spec.hive_ref.name
         deployment = self._context.cache.get("Deployment", key.namespace, key.name)
@@ -212,8 +220,15 @@ class AgentReconciler:
             deployment = None
         rollout = rollout_of(deployment) if deployment else None
         pods = self._context.cache.pods_of(key.namespace, hive=hive, agent=key.name)
+        failure = pod_failure(pods)
         seen = AgentInput(
-            name=key.name, hive=hive, facts=facts, rollout=rollout, failure=pod_failure(pods), problem=problem
+            name=key.name,
+            hive=hive,
+            facts=facts,
+            rollout=rollout,
+            failure=failure,
+            problem=outcome.problem,
+            waits=outcome.waits,
         )
         verdicts = agent_conditions(seen)
         before = live.get("status") or {}
@@ -228,6 +243,8 @@ class AgentReconciler:
         )
         after = await self._context.write_status(live, status)
         await self._context.tell_transitions(live, verdicts, normal=False)
+        stuck = failure is not None or bool(rollout and rollout.stalled)
+        await self._rotations.tell(key, live, outcome.credentials, stuck=stuck)
         if is_true(live, "Ready") != is_true(after, "Ready"):
             self._context.queue.add(Key("AgentHive", key.namespace, hive))
         return again

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from agenthive_operator.backends.reports import SchemaReport, StoreReport
@@ -88,7 +88,9 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class AgentInput:
-    """All that an Agent's conditions depend on. ``rollout`` is None while there is no Deployment."""
+    """All that an Agent's conditions depend on. ``rollout`` is None while there is no Deployment; ``waits`` says what
+    the rotation of its credentials waits for.
+    """
 
     name: str
     hive: str
@@ -96,6 +98,7 @@ class AgentInput:
     rollout: Rollout | None = None
     failure: Problem | None = None
     problem: Problem | None = None
+    waits: str = ""
 
 
 BLOCKED_SECONDS: Final = 15.0
@@ -200,7 +203,10 @@ def agent_conditions(seen: AgentInput) -> dict[str, Verdict]:
     """All conditions of an Agent, by type."""
     hive = _hive_of_agent(seen)
     ready = _agent_ready(seen, hive)
-    return {"Ready": ready, "Progressing": _progressing(seen, ready), "HiveReady": hive}
+    progressing = _progressing(seen, ready)
+    if seen.waits:
+        progressing = replace(progressing, message=f"{progressing.message}; {seen.waits}")
+    return {"Ready": ready, "Progressing": progressing, "HiveReady": hive}
 
 
 def _hive_of_agent(seen: AgentInput) -> Verdict:

@@ -41,7 +41,9 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class HiveState:
-    """What a hive's reconciler lets its agents know. A URL is there only while its server was found good."""
+    """What a hive's reconciler lets its agents know. A URL is there only while its server was found good; ``rotate`` is
+    the value of its annotation ``agenthive.dev/rotate``.
+    """
 
     uid: str
     generation: int
@@ -49,6 +51,7 @@ class HiveState:
     ready: bool
     deleting: bool = False
     message: str = ""
+    rotate: str = ""
     redis_url: str | None = field(default=None, repr=False)
     postgres_url: str | None = field(default=None, repr=False)
     cache_url: str | None = field(default=None, repr=False)

@@ -24,6 +24,7 @@ from agenthive_operator.plan.inputs import ObservedHive, ObservedServer
 from agenthive_operator.plan.names import HIVE_LABEL, INSTANCE_ANNOTATION, server_name
 from agenthive_operator.plan.references import hive_references
 from agenthive_operator.plan.replicas import replicas_of
+from agenthive_operator.plan.rotation import token
 from agenthive_operator.reconcile.cache import Key
 from agenthive_operator.reconcile.children import is_labelled
 from agenthive_operator.reconcile.conditions import (
@@ -238,6 +239,7 @@ class HiveReconciler:
             ready=ready,
             deleting=hive.metadata.deleting,
             message="" if ready else failing,
+            rotate=token(hive.metadata.annotations),
             redis_url=found.redis.url if found.bus and found.bus.ok else None,
             # Of a server whose schema cannot be used, no pod is told: what is known of logins speaks of the former one.
             postgres_url=(

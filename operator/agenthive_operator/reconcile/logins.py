@@ -3,6 +3,9 @@
 An Agent's reconciler says what it wants and goes on; the look at PostgreSQL, which nobody waits for, makes the logins
 and has the Agents looked at again. So a server that hangs holds no worker. A password is minted once and kept in the
 Agent's own Secret alone; until that is written it is in memory, and a new one is minted where that was lost.
+
+While credentials rotate an Agent has two logins: the present one, which its Secret names, and the other. When that is
+made and revoked is decided in ``rotation.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from typing import Final
 
 from agenthive.store.roles import agent_role
 from agenthive_operator.backends.kube import AGENT, ApiError, Kube, Object
-from agenthive_operator.backends.logins import HiveLogins, Login, login_in
+from agenthive_operator.backends.logins import GENERATIONS, HiveLogins, Login, generations_of, login_in
 from agenthive_operator.backends.postgres import Access
 from agenthive_operator.backends.reports import SchemaReport
 from agenthive_operator.reconcile.cache import Key, ObjectCache
@@ -34,6 +37,7 @@ class Logins:
         self._hives: dict[Key, HiveLogins] = {}
         self._hive_of: dict[Key, Key] = {}
         self._servers: dict[Key, str] = {}
+        self._present: dict[Key, int] = {}
 
     def want(
         self, agent: Key, hive: Key, schema: str, url: str | None, *, server: str | None
@@ -54,14 +58,59 @@ class Logins:
             self.forget(agent)
         self._hive_of[agent] = hive
         logins = self._hives.setdefault(hive, HiveLogins())
-        held, role = login_in(url) if url else None, agent_role(schema, agent.name)
-        if held is not None and held.role == role:
+        held = login_in(url) if url else None
+        generation = generations_of(schema, agent.name).get(held.role) if held is not None else None
+        if held is not None and generation is not None:
             login, fresh = held, False
         else:
-            login, fresh = Login(role, logins.wished(agent.name) or secrets.token_urlsafe(PASSWORD_BYTES)), True
-        news = logins.wish(agent.name, login.password, fresh=fresh)
-        proven = server is not None and self._servers.get(hive) == server
-        return (login if proven and logins.is_ready(agent.name, login.password) else None), news
+            login, fresh = self._minted(agent, logins, schema, generation := self._present.get(agent, 0)), True
+        self._present[agent] = generation
+        news = logins.wish(agent.name, login.password, fresh=fresh, generation=generation)
+        ready = self._is_proven(hive, server) and logins.is_ready(agent.name, login.password, generation)
+        return (login if ready else None), news
+
+    def follow(self, agent: Key, schema: str, *, server: str | None) -> tuple[Login | None, bool]:
+        """The login that is to replace the present one of ``want``; minted with the first call.
+
+        Returns:
+            As ``want``.
+        """
+        logins, generation = self._hives[self._hive_of[agent]], self._other(agent)
+        login = self._minted(agent, logins, schema, generation)
+        news = logins.wish(agent.name, login.password, fresh=True, generation=generation, following=True)
+        ready = self._is_proven(self._hive_of[agent], server)
+        return (login if ready and logins.is_ready(agent.name, login.password, generation) else None), news
+
+    def keep(self, agent: Key, schema: str, url: str) -> bool:
+        """The former login, which ``url`` holds, is to stay beside the present one. Returns whether that is news."""
+        held, generation = login_in(url), self._other(agent)
+        if held is None or generations_of(schema, agent.name).get(held.role) != generation:
+            return False
+        return self._hives[self._hive_of[agent]].wish(agent.name, held.password, fresh=False, generation=generation)
+
+    def revoke(self, agent: Key) -> tuple[bool, bool]:
+        """The present login is to be the only one. Returns whether it is, and whether that is to be looked after."""
+        logins, generation = self._hives[self._hive_of[agent]], self._other(agent)
+        news = logins.revoke(agent.name, generation)
+        return logins.is_revoked(agent.name, generation), news
+
+    def has_other(self, agent: Key) -> bool:
+        """Whether the server was last seen to have another login than the present one."""
+        return self._hives[self._hive_of[agent]].is_there(agent.name, self._other(agent))
+
+    def trouble(self, agent: Key) -> str:
+        """What keeps the other login from being let in, or from being revoked; empty if nothing does."""
+        return self._hives[self._hive_of[agent]].trouble(agent.name, self._other(agent))
+
+    def _minted(self, agent: Key, logins: HiveLogins, schema: str, generation: int) -> Login:
+        known = logins.wished(agent.name, generation)
+        return Login(agent_role(schema, agent.name, generation), known or secrets.token_urlsafe(PASSWORD_BYTES))
+
+    def _other(self, agent: Key) -> int:
+        return next(generation for generation in GENERATIONS if generation != self._present[agent])
+
+    def _is_proven(self, hive: Key, server: str | None) -> bool:
+        return server is not None and self._servers.get(hive) == server
 
     async def sync(self, hive: Key, access: Access, schema: str, *, shown: str) -> SchemaReport | None:
         """Make what is wanted, drop what nobody needs any more; returns what went wrong, if something did.
@@ -82,6 +131,7 @@ class Logins:
     def forget(self, agent: Key) -> Key | None:
         """The Agent is gone; returns the hive whose server is to be looked at, if it had a login."""
         hive = self._hive_of.pop(agent, None)
+        self._present.pop(agent, None)
         if hive is not None and hive in self._hives:
             self._hives[hive].forget(agent.name)
         return hive

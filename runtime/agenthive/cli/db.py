@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from agenthive.cli.options import Chosen, connection_options, run_async, settings_of
-from agenthive.cli.output import print_json, print_table
+from agenthive.cli.output import ago, print_json, print_table
 from agenthive.cli.stores import store_of, url_of
 
 
@@ -40,7 +40,10 @@ def maintain(chosen: Chosen) -> None:
 @click.option("--agent", "agents", multiple=True, metavar="NAME", help="With --sql: an agent that gets a login.")
 @connection_options
 def roles(chosen: Chosen, sql: bool, agents: tuple[str, ...]) -> None:
-    """List the hive's database roles, or print the SQL that makes them where the operator may not."""
+    """List the hive's database roles, or print the SQL that makes them where the operator may not.
+
+    An agent has two logins while its credentials rotate; the older one goes.
+    """
     if agents and not sql:
         raise click.UsageError("--agent goes with --sql: logins are made by an administrator")
     run_async(_print_roles_sql(chosen, agents) if sql else _list_roles(chosen))
@@ -107,18 +110,23 @@ async def _print_roles_sql(chosen: Chosen, agents: tuple[str, ...]) -> None:
 
 async def _list_roles(chosen: Chosen) -> None:
     from agenthive.store.database import Address, close_once, connect_once  # noqa: PLC0415 - as above
-    from agenthive.store.roles import known_agents, known_groups  # noqa: PLC0415 - as above
+    from agenthive.store.roles import known_groups, known_logins  # noqa: PLC0415 - as above
 
     url, schema = await _target(chosen)
     connection = await connect_once(Address.parse(url), "agenthive db roles")
     try:
         groups = await known_groups(connection, schema)
-        agents = await known_agents(connection, schema)
+        logins = await known_logins(connection, schema)
     finally:
         await close_once(connection)
-    found: list[tuple[str, str, str | None]] = [(role, kind, None) for kind, role in groups.items()]
-    found += [(role, "agent", agent) for role, agent in agents.items()]
+    # An agent's logins side by side, the older first: while its credentials rotate it has two.
+    logins.sort(key=lambda login: (login.agent, login.made))
     if chosen.json:
-        print_json([{"role": role, "kind": kind, "agent": agent} for role, kind, agent in found])
-    else:
-        print_table(["ROLE", "KIND", "AGENT"], found, empty=f"{schema} has no database roles: one login owns it all")
+        print_json(
+            [{"role": role, "kind": kind, "agent": None, "made": None} for kind, role in groups.items()]
+            + [{"role": login.role, "kind": "agent", "agent": login.agent, "made": login.made} for login in logins]
+        )
+        return
+    rows: list[tuple[str, str, str | None, str | None]] = [(role, kind, None, None) for kind, role in groups.items()]
+    rows += [(login.role, "agent", login.agent, ago(login.made)) for login in logins]
+    print_table(["ROLE", "KIND", "AGENT", "AGE"], rows, empty=f"{schema} has no database roles: one login owns it all")

@@ -12,6 +12,7 @@ import hashlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -33,6 +34,7 @@ from agenthive.store.role_script import (
 )
 
 __all__ = [
+    "KnownLogin",
     "RoleNames",
     "agent_role",
     "become_owner",
@@ -43,6 +45,7 @@ __all__ = [
     "ensure_roles",
     "known_agents",
     "known_groups",
+    "known_logins",
     "role_names",
     "roles_sql",
     "scram_verifier",
@@ -52,6 +55,14 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _END_SESSIONS_MS = 5000
+
+
+class KnownLogin(NamedTuple):
+    """A login of an agent, and when it was made."""
+
+    role: str
+    agent: str
+    made: datetime
 
 
 class _Found(NamedTuple):
@@ -193,14 +204,20 @@ async def known_agents(connection: Any, schema: str) -> dict[str, str]:
 
     Empty if the hive has no such table.
     """
+    return {login.role: login.agent for login in await known_logins(connection, schema)}
+
+
+async def known_logins(connection: Any, schema: str) -> list[KnownLogin]:
+    """As ``known_agents``; an agent has two logins while the one replaces the other."""
     table = f"{quote(schema)}.database_roles"
     async with _explained(schema), plain_names(connection):
         if await connection.fetchval("SELECT to_regclass($1) IS NULL", table):
-            return {}
+            return []
         rows = await connection.fetch(
-            f"SELECT d.role, d.agent FROM {table} d JOIN pg_catalog.pg_roles r ON r.rolname = d.role ORDER BY 1"  # noqa: S608
+            "SELECT d.role, d.agent, d.created_at "  # noqa: S608
+            f"FROM {table} d JOIN pg_catalog.pg_roles r ON r.rolname = d.role ORDER BY 1"
         )
-    return {row["role"]: row["agent"] for row in rows}
+    return [KnownLogin(*row) for row in rows]
 
 
 async def known_groups(connection: Any, schema: str) -> dict[str, str]:
@@ -214,11 +231,16 @@ async def known_groups(connection: Any, schema: str) -> dict[str, str]:
     return {kind: name for kind, name in names.items() if name in there}
 
 
-async def drop_agent(connection: Any, schema: str, agent: str) -> list[str]:
-    """Remove all logins of ``agent`` and end their sessions; its rows stay. Returns the names, sorted."""
-    agent_role(schema, agent)  # refuses what can have no login
+async def drop_agent(connection: Any, schema: str, agent: str, *, generation: int | None = None) -> list[str]:
+    """Remove the logins of ``agent``, all or that of one generation, and end their sessions; its rows stay.
+
+    Returns the names, sorted.
+    """
+    login = agent_role(schema, agent, generation or 0)  # refuses what can have no login
     async with _explained(schema):
         logins = await _logins(connection, "= $1", role_comment(schema, agent))
+        if generation is not None:
+            logins = [login] if login in logins else []
         await _drop_logins(connection, schema, logins)
     return logins
 

@@ -7,6 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -212,18 +213,22 @@ def test_db_roles(cli: Cli, postgres_url: str, monkeypatch: pytest.MonkeyPatch, 
     asyncio.run(change(ensure_roles))
     try:
         asyncio.run(change(ensure_agent, "code-atlas", "secret"))
+        asyncio.run(change(partial(ensure_agent, generation=1), "code-atlas", "another"))
         code, out, err = cli("db", "roles")
         assert (code, err) == (0, "")
-        assert [line.split() for line in out.splitlines()] == [
+        lines = [line.split() for line in out.splitlines()]
+        assert [line[:3] for line in lines] == [
             ["ROLE", "KIND", "AGENT"],
             [f"{schema}_owner", "owner", "-"],
             [f"{schema}_agents", "agents", "-"],
             [f"{schema}_readonly", "readonly", "-"],
             [f"{schema}_agent_code__atlas", "agent", "code-atlas"],
+            [f"{schema}_agent_code__atlas_1", "agent", "code-atlas"],
         ]
-        assert json.loads(cli("db", "roles", "-o", "json")[1])[-1] == {
-            "role": f"{schema}_agent_code__atlas", "kind": "agent", "agent": "code-atlas",
-        }  # fmt: skip
+        assert [line[3].strip("0123456789") for line in lines] == ["AGE", "-", "-", "-", "s", "s"]
+        *_, older, newer = json.loads(cli("db", "roles", "-o", "json")[1])
+        assert older.pop("made") < newer.pop("made")
+        assert newer == {"role": f"{schema}_agent_code__atlas_1", "kind": "agent", "agent": "code-atlas"}
     finally:
         asyncio.run(change(drop_roles))
     monkeypatch.delenv("AGENTHIVE_POSTGRES_URL")  # the SQL is printed without

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -14,7 +15,7 @@ from kubernetes.aio import client
 from tests.conftest import PostgresServer
 
 from agenthive.store import upgrade
-from agenthive.store.roles import agent_role, drop_roles
+from agenthive.store.roles import agent_role, drop_roles, role_names
 from agenthive_operator.backends.kube import Kube
 from agenthive_operator.backends.logins import HiveLogins, Login, with_login
 from agenthive_operator.backends.postgres import Access, remove_schema
@@ -42,16 +43,17 @@ class Scene:
         access = Access(self.url, admin=self.url)
         return await self.logins.sync(access, self.schema, is_gone=is_gone, on_ready=self.ready.append)
 
-    def role(self, agent: str) -> str:
-        return agent_role(self.schema, agent)
+    def role(self, agent: str, generation: int = 0) -> str:
+        return agent_role(self.schema, agent, generation)
 
     async def stamp(self, agent: str) -> str:
         """Changes with every change of a role."""
         return str(await self.root.fetchval("SELECT xmin FROM pg_authid WHERE rolname = $1", self.role(agent)))
 
-    async def lets_in(self, agent: str, password: str) -> bool:
+    async def lets_in(self, agent: str, password: str, generation: int = 0) -> bool:
+        login = Login(self.role(agent, generation), password)
         try:
-            await (await asyncpg.connect(with_login(self.url, Login(self.role(agent), password)))).close()
+            await (await asyncpg.connect(with_login(self.url, login))).close()
         except asyncpg.InvalidPasswordError:
             return False
         return True
@@ -207,3 +209,90 @@ async def test_the_schema_goes_although_an_agent_is_in_the_middle_of_something(s
 
 async def nothing(key: Key) -> None:
     del key
+
+
+async def test_two_logins_are_let_in_while_one_replaces_the_other(scene: Scene) -> None:
+    scene.logins.wish("anna", "first", fresh=True)
+    await scene.sync()
+    assert scene.logins.wish("anna", "second", fresh=True, generation=1, following=True)
+    assert not scene.logins.wish("anna", "second", fresh=True, generation=1, following=True)
+    assert not scene.logins.is_there("anna", 1)
+    assert await scene.sync() is None
+    assert scene.logins.is_ready("anna", "second", 1)
+    assert scene.ready == ["anna", "anna"]
+    for generation, password in enumerate(("first", "second")):
+        assert await scene.lets_in("anna", password, generation)
+    assert not scene.logins.wish("anna", "second", fresh=False, generation=1), "now the present one"
+    assert scene.logins.revoke("anna", 0)
+    assert not scene.logins.revoke("anna", 0)
+    assert not scene.logins.is_revoked("anna", 0)
+    assert await scene.sync() is None
+    assert scene.logins.is_revoked("anna", 0)
+    assert (scene.logins.is_there("anna", 0), scene.logins.is_there("anna", 1)) == (False, True)
+    assert len(scene.ready) == 3
+    assert not await scene.lets_in("anna", "first")
+    assert await scene.lets_in("anna", "second", 1)
+    assert await scene.sync() is None
+    assert len(scene.ready) == 3, "nothing is told twice"
+
+
+async def test_a_restarted_operator_finds_both_and_revokes_what_it_is_told(scene: Scene) -> None:
+    scene.logins.wish("anna", "first", fresh=True)
+    scene.logins.wish("anna", "second", fresh=True, generation=1)
+    await scene.sync()
+    scene.logins = HiveLogins()
+    scene.logins.wish("anna", "second", fresh=False, generation=1)
+    assert await scene.sync() is None
+    assert scene.logins.is_there("anna", 0), "nobody said that it may go"
+    scene.logins.wish("anna", "first", fresh=False)
+    await scene.root.execute(f"DROP OWNED BY {scene.role('anna')}; DROP ROLE {scene.role('anna')}")
+    assert await scene.sync() is None
+    assert await scene.lets_in("anna", "first"), "the server lost what pods still use"
+    scene.logins.revoke("anna", 0)
+    scene.logins.forget("anna")
+    scene.gone = {"anna"}
+    assert await scene.sync() is None
+    assert not await scene.lets_in("anna", "second", 1)
+    assert not scene.logins.is_there("anna", 1)
+
+
+async def test_a_next_login_that_cannot_be_made_is_no_trouble_of_the_hive(scene: Scene) -> None:
+    scene.logins.wish("anna", "first", fresh=True)
+    await scene.sync()
+    await scene.root.execute(f"CREATE ROLE {scene.role('anna', 1)} SUPERUSER")
+    try:
+        scene.logins.wish("anna", "second", fresh=True, generation=1, following=True)
+        for _ in range(2):
+            assert await scene.sync() is None
+        assert "passes by row-level security" in scene.logins.trouble("anna", 1)
+        assert scene.ready == ["anna", "anna"], "told once"
+        assert not scene.logins.is_ready("anna", "second", 1)
+        assert scene.logins.is_ready("anna", "first")
+    finally:
+        await scene.root.execute(f"DROP ROLE {scene.role('anna', 1)}")
+    assert await scene.sync() is None
+    assert scene.logins.is_ready("anna", "second", 1)
+    assert scene.logins.trouble("anna", 1) == ""
+
+
+async def test_a_former_login_that_cannot_be_dropped_is_told_and_stops_nothing(scene: Scene) -> None:
+    for generation in (0, 1):
+        scene.logins.wish("anna", "pw", fresh=True, generation=generation)
+    await scene.sync()
+    other = f"admin_{scene.schema}"
+    await scene.root.execute(f"CREATE ROLE {other} LOGIN CREATEROLE PASSWORD 'pw'")
+    owner, name = role_names(scene.schema).owner, urlsplit(scene.url).path.lstrip("/")
+    await scene.root.execute(f'GRANT {owner} TO {other}; GRANT CREATE ON DATABASE "{name}" TO {other}')
+    root, scene.url = scene.url, with_login(scene.url, Login(other, "pw"))
+    try:
+        scene.logins.revoke("anna", 0)
+        scene.logins.wish("bert", "pw", fresh=True)
+        assert await scene.sync() is not None, "this administrator did not make the group"
+        assert not scene.logins.is_revoked("anna", 0)
+        assert "permission denied" in scene.logins.trouble("anna", 0)
+    finally:
+        scene.url = root
+    assert await scene.sync() is None
+    assert scene.logins.is_revoked("anna", 0)
+    assert scene.logins.trouble("anna", 0) == ""
+    await scene.root.execute(f"DROP OWNED BY {other}; DROP ROLE {other}")

@@ -213,6 +213,13 @@ async def test_two_generations_are_one_agent(hive: Hive) -> None:
         async with await Store.connect(url, hive.scope, agent="code-atlas") as store:
             assert await store.state.get("k", default=0) == number
             await store.state.set("k", number + 1)
+    assert await drop_agent(hive.admin, hive.schema, "code-atlas", generation=0) == [roles[0]]
+    assert await drop_agent(hive.admin, hive.schema, "code-atlas", generation=0) == []
+    with pytest.raises(StoreAuthError):
+        await Store.connect(as_role(hive.superuser_url, roles[0], "pw0"), hive.scope, agent="code-atlas")
+    async with await Store.connect(url, hive.scope, agent="code-atlas") as store:
+        assert await store.state.get("k") == 2, "the other generation goes on"
+    await ensure_agent(hive.admin, hive.schema, "code-atlas", "pw2")
     assert await drop_agent(hive.admin, hive.schema, "code-atlas") == sorted(roles)
     assert await known_agents(hive.admin, hive.schema) == {}
 
