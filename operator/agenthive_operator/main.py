@@ -99,6 +99,7 @@ def wire(observe: Callable[[str | None, Object], None], health: Callable[[], Hea
         # rbac: apps/deployments list,watch
         # rbac: apps/statefulsets list,watch
         # rbac: core/services,secrets,configmaps,pods list,watch
+        # rbac: policy/poddisruptionbudgets list,watch
         # rbac: core/namespaces list,watch
         # rbac: apiextensions.k8s.io/customresourcedefinitions list,watch
         @kopf.on.event(*_selector(resource), id=f"watch-{resource.plural}", registry=registry)

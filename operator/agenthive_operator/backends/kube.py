@@ -82,12 +82,14 @@ EVENT: Final = Resource("Event", "events")
 ENDPOINT_SLICE: Final = Resource("EndpointSlice", "endpointslices", "discovery.k8s.io")
 # rbac: core/persistentvolumeclaims get,patch
 CLAIM: Final = Resource("PersistentVolumeClaim", "persistentvolumeclaims")
+# rbac: policy/poddisruptionbudgets get,list,watch,create,patch,delete
+DISRUPTION_BUDGET: Final = Resource("PodDisruptionBudget", "poddisruptionbudgets", "policy")
 # What kopf reads to find out which kinds and namespaces exist.
 # rbac: core/namespaces list,watch
 # rbac: apiextensions.k8s.io/customresourcedefinitions list,watch
 
 CUSTOM: Final = (AGENT_HIVE, AGENT)
-CHILDREN: Final = (DEPLOYMENT, STATEFUL_SET, SERVICE, SECRET, CONFIG_MAP, POD)
+CHILDREN: Final = (DEPLOYMENT, STATEFUL_SET, SERVICE, SECRET, CONFIG_MAP, DISRUPTION_BUDGET, POD)
 """Kinds watched by label, in the order in which a resync lists them."""
 BY_KIND: Final[Mapping[str, Resource]] = {
     resource.kind: resource for resource in (*CUSTOM, *CHILDREN, CLAIM, EVENT, ENDPOINT_SLICE)

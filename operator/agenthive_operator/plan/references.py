@@ -37,7 +37,7 @@ def code_reference(agent: Agent) -> Reference | None:
 
 
 def agent_references(agent: Agent, hive: AgentHive) -> frozenset[Reference]:
-    """Every Secret and ConfigMap whose data the pods of ``agent`` see, those in its podTemplate among them.
+    """Every Secret and ConfigMap whose data the pods of ``agent`` see, those in podTemplates among them.
 
     Registry credentials are left out: a change of theirs rolls no pod.
     """
@@ -47,7 +47,7 @@ def agent_references(agent: Agent, hive: AgentHive) -> frozenset[Reference]:
     for spec in (hive.spec.agent_defaults, agent.spec):
         found.update(_of_env(spec.env))
         found.update(_of_env_from(spec.env_from))
-    found.update(_of_pod_spec(agent.spec.pod_template.spec))
+        found.update(_of_pod_spec(spec.pod_template.spec))
     return frozenset(found)
 
 

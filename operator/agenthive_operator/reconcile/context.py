@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
+from agenthive import __version__
 from agenthive_operator.backends.events import EventRecorder
 from agenthive_operator.backends.kube import Kube, Object
 from agenthive_operator.backends.references import References
@@ -31,7 +32,7 @@ class Options:
     """
 
     namespaces: tuple[str, ...] = ()
-    runtime_image: str = "agenthive-runtime:latest"
+    runtime_image: str = f"agenthive-runtime:{__version__}"
     resolve_services: bool = False
     cleanup_seconds: float = 120.0
     resync_seconds: float = 300.0

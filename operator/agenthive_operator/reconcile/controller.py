@@ -109,6 +109,8 @@ class Controller:
         custom = obj["kind"] in {"AgentHive", "Agent"}
         if custom and change is Change.STATUS:
             return  # our own words
+        if obj["kind"] == "PodDisruptionBudget" and change is Change.STATUS:
+            return  # who may be evicted now changes with every pod, and nothing here depends on it
         for key in keys_of(obj):
             self.queue.add(key)
         namespace = obj["metadata"].get("namespace", "")
@@ -176,6 +178,7 @@ class Controller:
                 # rbac: core/secrets list
                 # rbac: core/configmaps list
                 # rbac: core/pods list
+                # rbac: policy/poddisruptionbudgets list
                 items, version = await self.context.kube.list(resource, namespace, labels=labels)
             except ApiError as error:
                 complete = False
