@@ -13,7 +13,7 @@ from agenthive_operator.api.podtemplate import AGENT_CONTAINER
 from agenthive_operator.plan import names, pods
 from agenthive_operator.plan.checksum import digest
 from agenthive_operator.plan.inputs import ObservedAgent
-from agenthive_operator.plan.references import agent_references
+from agenthive_operator.plan.references import agent_references, default_references
 from agenthive_operator.plan.replicas import SURGE_PERCENT, replicas
 from agenthive_operator.plan.servers import encoded
 from agenthive_operator.plan.template import merged_template, spread_by_default, user_templates
@@ -56,15 +56,21 @@ def _secret(agent: Agent, observed: ObservedAgent) -> dict[str, Any]:
 
 def _deployment(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> dict[str, Any]:
     selector = names.agent_selector(hive.metadata.name, agent.metadata.name)
+    template = pod_template(agent, hive, observed)
     spec = {
         "replicas": replicas(agent, hive),
         "revisionHistoryLimit": 3,
         "selector": {"matchLabels": selector},
         # The new pod is ready before the old one drains.
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": f"{SURGE_PERCENT}%", "maxUnavailable": 0}},
-        "template": pod_template(agent, hive, observed),
+        "template": template,
     }
-    return names.agent_child("apps/v1", "Deployment", agent.metadata.name, agent, spec=spec)
+    deployment = names.agent_child("apps/v1", "Deployment", agent.metadata.name, agent, spec=spec)
+    deployment["metadata"]["annotations"] = {
+        names.TEMPLATE_ANNOTATION: digest(template),
+        names.CHANGE_ANNOTATION: hive_change(hive, observed),
+    }
+    return deployment
 
 
 def _budget(agent: Agent) -> dict[str, Any]:
@@ -85,6 +91,22 @@ def checksum(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> str:
         for reference in sorted(agent_references(agent, hive))
     }
     return digest({"connections": _connections(observed), "references": used})
+
+
+def hive_change(hive: AgentHive, observed: ObservedAgent) -> str:
+    """Digest of what the pods of all agents of a hive have from it: of one change, every Deployment has the same."""
+    used = {f"{pointer.kind}/{pointer.name}": observed.digests.get(pointer) for pointer in default_references(hive)}
+    policies = (hive.spec.messaging, hive.spec.redis.pool, hive.spec.postgres.pool, _cache(hive, observed))
+    return digest(
+        {
+            "defaults": hive.spec.agent_defaults.dump(),
+            "policies": [policy.to_env() for policy in (*policies, hive.spec.retention)],
+            "image": observed.runtime_image,
+            # Without the login, which is each agent's own.
+            "servers": {key: url.rpartition("@")[2] for key, url in _connections(observed).items()},
+            "references": used,
+        }
+    )
 
 
 def pod_template(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> dict[str, Any]:
