@@ -31,6 +31,8 @@ from agenthive_operator.reconcile.conditions import (
     sooner,
 )
 from agenthive_operator.reconcile.context import Context, HiveState
+from agenthive_operator.reconcile.refusals import pods_refused
+from agenthive_operator.reconcile.release import Release
 from agenthive_operator.reconcile.status import (
     FigureGate,
     agent_status,
@@ -66,6 +68,7 @@ class AgentReconciler:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._gates: dict[Key, FigureGate] = {}
+        self._release = Release(context)
 
     async def reconcile(self, key: Key) -> float | None:
         """Look at one Agent; returns the seconds after which to look again without an event, if any.
@@ -89,6 +92,7 @@ class AgentReconciler:
         if view.facts.exists and view.state is None and is_known(live):
             return None  # the hive has not been looked at since the start, and will call us when it has
         problem = await self._bring_about(key, agent, view)
+        self._context.rolls.look(key, Key("AgentHive", key.namespace, agent.spec.hive_ref.name))
         again = await self._tell(key, live, agent, view.facts, problem)
         return sooner(again, problem)
 
@@ -97,6 +101,7 @@ class AgentReconciler:
     def _forget(self, key: Key) -> None:
         self._context.references.register(key, ())
         self._gates.pop(key, None)
+        self._release.forget(key)
         if (hive := self._context.logins.forget(key)) is not None:
             self._context.postgres.poke(hive)
 
@@ -146,10 +151,7 @@ class AgentReconciler:
             instance_id=state.instance_id, runtime_image=self._context.options.runtime_image, digests=digests, **urls
         )
         planned = plan_agent(agent, hive, observed)
-        problem = await self._context.children.apply(planned)
-        if problem is None:
-            await self._context.children.prune(agent.metadata.uid, planned)
-        return problem
+        return await self._release.bring(key, agent, hive, planned)
 
     async def _digests(self, key: Key, pointers: frozenset[Pointer]) -> dict[Pointer, str]:
         """Digests of the data that the pods use; what does not exist is left out."""
@@ -199,7 +201,12 @@ class AgentReconciler:
         rollout = rollout_of(deployment) if deployment else None
         pods = self._context.cache.pods_of(key.namespace, hive=hive, agent=key.name)
         seen = AgentInput(
-            name=key.name, hive=hive, facts=facts, rollout=rollout, failure=pod_failure(pods), problem=problem
+            name=key.name,
+            hive=hive,
+            facts=facts,
+            rollout=rollout,
+            failure=pods_refused(rollout.refused if rollout else "") or pod_failure(pods),
+            problem=problem,
         )
         verdicts = agent_conditions(seen)
         before = live.get("status") or {}

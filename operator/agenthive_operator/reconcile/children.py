@@ -18,12 +18,12 @@ from agenthive_operator.plan.checksum import digest
 from agenthive_operator.plan.names import HIVE_LABEL, MANAGED_BY, MANAGED_BY_LABEL
 from agenthive_operator.reconcile.cache import ObjectCache, controller_of, ref_of
 from agenthive_operator.reconcile.conditions import Problem
+from agenthive_operator.reconcile.refusals import is_refusal, refusal
 
 logger = logging.getLogger(__name__)
 
 APPLIED: Final = "agenthive.dev/applied"
 PRUNED: Final = frozenset({"Deployment", "StatefulSet", "Service", "Secret", "ConfigMap", "PodDisruptionBudget"})
-REFUSALS: Final = frozenset({400, 403, 405, 413, 422})
 
 
 class Children:
@@ -70,8 +70,8 @@ class Children:
                 # rbac: policy/poddisruptionbudgets create,patch
                 answer = await self._kube.apply(body)
             except ApiError as error:
-                if error.status in REFUSALS:
-                    return Problem("ApplyRejected", f"{body['kind']} {body['metadata']['name']}: {error.message}")
+                if is_refusal(error):
+                    return refusal(error, f"{body['kind']} {body['metadata']['name']}")
                 raise
             self._cache.put(answer)
             logger.info("applied %s %s/%s", *ref_of(body))
@@ -89,8 +89,8 @@ class Children:
                 # rbac: core/persistentvolumeclaims patch
                 await self._kube.apply(body)
             except ApiError as error:
-                if error.status in REFUSALS:
-                    return Problem("ApplyRejected", f"{kind} {name}: {error.message}")
+                if is_refusal(error):
+                    return refusal(error, f"{kind} {name}")
                 raise
         return None
 

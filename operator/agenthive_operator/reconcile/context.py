@@ -20,6 +20,7 @@ from agenthive_operator.reconcile.conditions import Verdict
 from agenthive_operator.reconcile.logins import Logins
 from agenthive_operator.reconcile.monitor import Monitor
 from agenthive_operator.reconcile.queue import KeyedQueue
+from agenthive_operator.reconcile.rolls import Rolls
 from agenthive_operator.reconcile.status import condition, merge_patch
 
 
@@ -71,6 +72,7 @@ class Context:
     postgres: Monitor[PostgresReport]
     figures: Monitor[dict[str, Figures]]
     logins: Logins
+    rolls: Rolls
     states: dict[Key, HiveState] = field(default_factory=dict)
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     monotonic: Callable[[], float] = time.monotonic
@@ -101,7 +103,7 @@ class Context:
 QUIET = frozenset(
     {
         "Probing", "Starting", "Loading", "WaitingForPostgres", "RollingOut", "Waiting", "PodsNotReady", "HiveNotReady",
-        "UpToDate", "NoAgents", "AgentsNotReady", "RedisNotReady", "PostgresNotReady", "SchemaNotReady",
+        "RollQueued", "UpToDate", "NoAgents", "AgentsNotReady", "RedisNotReady", "PostgresNotReady", "SchemaNotReady",
     }
 )  # fmt: skip
 """Reasons on the way to somewhere, or that only point at another condition: no news of their own."""

@@ -22,6 +22,7 @@ from agenthive_operator.reconcile.hive import HiveReconciler
 from agenthive_operator.reconcile.logins import Logins
 from agenthive_operator.reconcile.monitor import Monitor
 from agenthive_operator.reconcile.queue import KeyedQueue, RetryLater
+from agenthive_operator.reconcile.rolls import Rolls
 from agenthive_operator.reconcile.status import figure_fields, figures_in, material
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class Controller:
             ),
             figures=Monitor[dict[str, Figures]]("figures", self._figures_changed, steady=figures_pause),
             logins=Logins(kube, cache, self.queue),
+            rolls=Rolls(cache, self.queue),
         )
         self._hives = HiveReconciler(self.context)
         self._agents = AgentReconciler(self.context)

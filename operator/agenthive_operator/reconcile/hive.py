@@ -185,6 +185,7 @@ class HiveReconciler:
             agents_not_ready=waiting,
             suspended=hive.spec.suspend,
             problem=problem,
+            halted=self._context.rolls.halted(key),
         )
 
     async def _tell(
