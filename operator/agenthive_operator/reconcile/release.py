@@ -144,7 +144,7 @@ def template_fields(agent: Agent, hive: AgentHive) -> list[str]:
         "spec.podTemplate of this Agent": own,
         f"spec.agentDefaults.podTemplate of AgentHive {hive.metadata.name!r}": of_hive,
     }
-    return [name for name, template in fields.items() if template.spec or template.metadata.dump()]
+    return [name for name, template in fields.items() if template.spec or any(template.metadata.dump().values())]
 
 
 def waiting(answer: Answer, hive: str) -> Problem:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agenthive_operator.local.client import ApiClient, Connection
+from agenthive_operator.local.controllers.manager import Controllers
+from agenthive_operator.local.informer import Informers
 from agenthive_operator.plan.rolling import FAILURES, SLOTS
 from agenthive_operator.reconcile.context import Options
 
@@ -152,7 +156,7 @@ async def stall(cluster: Cluster, name: str) -> None:
     """What the Deployment's controller reports when new pods never become ready: the former go on."""
     generation = (await cluster.need("Deployment", name))["metadata"]["generation"]
     late = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "too late"}
-    counts = {"replicas": 2, "updatedReplicas": 1, "readyReplicas": 1}
+    counts = {"replicas": 2, "updatedReplicas": 1, "readyReplicas": 1, "availableReplicas": 1}
     await cluster.patch_status("Deployment", name, observedGeneration=generation, conditions=[late], **counts)
 
 
@@ -179,3 +183,50 @@ async def test_pods_that_the_server_refuses_are_in_the_condition(
     told = await cluster.condition("Agent", "greeter", "Ready", "False", "PodsRefused")
     assert "PodSecurity" in told["message"]
     assert before != (await cluster.need("Agent", "greeter"))["metadata"]["resourceVersion"]
+
+
+@pytest.mark.usefixtures("operator")
+async def test_what_admission_refuses_at_the_creation_of_pods_is_told(
+    cluster: Cluster, api_server: Any, redis_url: str, postgres_url: str, tmp_path: Path
+) -> None:
+    """A LimitRange and Pod Security, which only a real API server has; the controllers are our own."""
+    if not api_server.real:
+        pytest.skip("needs an API server with the admission plugins LimitRanger and PodSecurity")
+    limit = {"type": "Container", "max": {"memory": "64Mi"}}
+    limits = {"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "small"}, "spec": {"limits": [limit]}}
+    path = f"/api/v1/namespaces/{cluster.namespace}"
+    api_server.call("POST", f"{path}/limitranges", limits)
+    cluster.kubectl("label", "namespace", cluster.namespace, "pod-security.kubernetes.io/enforce=restricted")
+    async with ApiClient(Connection.from_kubeconfig(api_server.kubeconfig)) as client:
+        informers = Informers(client)
+        controllers = Controllers(informers, claims_root=tmp_path, node="none")
+        await controllers.start()
+        running = asyncio.create_task(controllers.run())
+        try:
+            await cluster.external_hive("demo", redis_url, postgres_url)
+            await cluster.agent("greeter", "demo")
+            told = await cluster.condition("Agent", "greeter", "Ready", "False", "PodsRefused")
+            assert "maximum memory usage per Container is 64Mi" in told["message"]
+            privileged = {
+                "containers": [
+                    {"name": "agent", "securityContext": {"privileged": True, "allowPrivilegeEscalation": None}}
+                ]
+            }
+            small = {"requests": {"memory": "32Mi"}}
+            await cluster.patch("Agent", "greeter", spec={"resources": small, "podTemplate": {"spec": privileged}})
+
+            async def told_of_security() -> bool:
+                status = (await cluster.need("Agent", "greeter"))["status"]
+                return any("violates PodSecurity" in entry["message"] for entry in status["conditions"])
+
+            await cluster.until("Pod Security's text is in the condition", told_of_security)
+            await cluster.patch("Agent", "greeter", spec={"podTemplate": None})
+
+            async def pods() -> bool:
+                return bool(await cluster.list("Pod"))
+
+            await cluster.until("the operator's own pods are restricted", pods)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            await informers.stop()
