@@ -15,7 +15,7 @@ UNTYPED: Final = "failed to create typed patch object"
 QUOTA: Final = "exceeded quota"
 NO_DRY_RUN: Final = "does not support dry run"
 NO_RIGHT: Final = re.compile(r'cannot \w+ resource "')
-_PODS_SUFFIX: Final = re.compile(r'(pods "[^"]*?)(-[a-z0-9]+)?-[a-z0-9]{5}"')
+_PODS_SUFFIX: Final = re.compile(r'([Pp]ods? "[^"]*?)(-[a-z0-9]+)?-[a-z0-9]{5}"')
 
 
 def is_refusal(error: ApiError) -> bool:

@@ -192,8 +192,8 @@ async def test_what_admission_refuses_at_the_creation_of_pods_is_told(
     """A LimitRange and Pod Security, which only a real API server has; the controllers are our own."""
     if not api_server.real:
         pytest.skip("needs an API server with the admission plugins LimitRanger and PodSecurity")
-    limit = {"type": "Container", "max": {"memory": "64Mi"}}
-    limits = {"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "small"}, "spec": {"limits": [limit]}}
+    limit = {"type": "Container", "min": {"memory": "128Mi"}}
+    limits = {"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "large"}, "spec": {"limits": [limit]}}
     path = f"/api/v1/namespaces/{cluster.namespace}"
     api_server.call("POST", f"{path}/limitranges", limits)
     cluster.kubectl("label", "namespace", cluster.namespace, "pod-security.kubernetes.io/enforce=restricted")
@@ -206,14 +206,10 @@ async def test_what_admission_refuses_at_the_creation_of_pods_is_told(
             await cluster.external_hive("demo", redis_url, postgres_url)
             await cluster.agent("greeter", "demo")
             told = await cluster.condition("Agent", "greeter", "Ready", "False", "PodsRefused")
-            assert "maximum memory usage per Container is 64Mi" in told["message"]
-            privileged = {
-                "containers": [
-                    {"name": "agent", "securityContext": {"privileged": True, "allowPrivilegeEscalation": None}}
-                ]
-            }
-            small = {"requests": {"memory": "32Mi"}}
-            await cluster.patch("Agent", "greeter", spec={"resources": small, "podTemplate": {"spec": privileged}})
+            assert "minimum memory usage per Container is 128Mi" in told["message"]
+            unrestricted = {"hostNetwork": True}
+            enough = {"requests": {"memory": "128Mi"}}
+            await cluster.patch("Agent", "greeter", spec={"resources": enough, "podTemplate": {"spec": unrestricted}})
 
             async def told_of_security() -> bool:
                 status = (await cluster.need("Agent", "greeter"))["status"]

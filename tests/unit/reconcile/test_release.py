@@ -65,6 +65,7 @@ def test_refusals(status: int, message: str, refused: bool, child: str | None, t
         ("", None, ""),
         ('pods "w-5d8c9f7b-x2zzq" is forbidden: exceeded quota: few', "QuotaExceeded", 'pods "w" is forbidden: exc'),
         ('pods "w-5d8c9f7b-x2zzq" is forbidden: violates PodSecurity', "PodsRefused", 'pods "w" is forbidden: vio'),
+        ('Pod "w-sjs46tp6cw-mxgmf" is invalid: spec.x', "PodsRefused", 'Pod "w" is invalid'),
         ("no service account", "PodsRefused", "no service account"),
     ],
 )
