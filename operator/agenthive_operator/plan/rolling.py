@@ -108,6 +108,8 @@ class HiveRolls:
         before = self.standings.pop(agent, None)
         if before is not None:
             self._counts[before] -= 1
+            if not self._counts[before]:
+                del self._counts[before]
             self._rolling -= before.phase is Phase.ROLLING
         if standing is not None:
             self.standings[agent] = standing
@@ -155,6 +157,8 @@ class HiveRolls:
 
     def halted(self) -> tuple[list[str], list[str]]:
         """Agents that are spared a change, and those on which it failed."""
+        if not any(s.phase is Phase.STALLED and count >= FAILURES for s, count in self._counts.items()):
+            return [], []  # asked at every look, while thousands may wait
         spared = {agent: change for agent, change in self._waiting.items() if self._holds_back(agent, change)}
         changes = set(spared.values())
         failed = [a for a, s in self.standings.items() if s.phase is Phase.STALLED and s.change in changes]
