@@ -111,6 +111,7 @@ def wire(
         # rbac: apps/deployments list,watch
         # rbac: apps/statefulsets list,watch
         # rbac: core/services,secrets,configmaps,pods list,watch
+        # rbac: policy/poddisruptionbudgets list,watch
         # rbac: core/namespaces list,watch
         # rbac: apiextensions.k8s.io/customresourcedefinitions list,watch
         @kopf.on.event(*_selector(resource), id=f"watch-{resource.plural}", registry=registry)

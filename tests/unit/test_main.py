@@ -31,18 +31,27 @@ def test_kopf_is_told_to_write_nothing_and_to_select_children_on_the_server() ->
     assert chosen.peering.standalone is True
     assert chosen.persistence.finalizer != "agenthive.dev/cleanup", "kopf would strip the reconciler's finalizer"
     selected = {selector.plural or selector.any_name for selector in chosen.watching.label_selectors}
-    assert selected == {"deployments", "statefulsets", "services", "secrets", "configmaps", "pods"}
+    assert selected == {
+        "deployments",
+        "statefulsets",
+        "services",
+        "secrets",
+        "configmaps",
+        "poddisruptionbudgets",
+        "pods",
+    }
 
 
 async def test_every_watched_kind_hands_its_events_over() -> None:
     seen: list[tuple[str | None, dict[str, Any]]] = []
     registry = wire(lambda kind, obj: seen.append((kind, obj)), Metrics().tracing)
     handlers = list(registry._watching.get_all_handlers())
-    assert len(handlers) == 8
+    assert len(handlers) == 9
     for handler in handlers:
         await handler.fn(event={"type": "ADDED", "object": {"metadata": {"name": "x"}}})  # type: ignore[call-arg, misc]
     assert {obj["kind"] for _, obj in seen} == {
         "AgentHive", "Agent", "Deployment", "StatefulSet", "Service", "Secret", "ConfigMap", "Pod",
+        "PodDisruptionBudget",
     }  # fmt: skip
 
 

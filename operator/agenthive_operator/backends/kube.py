@@ -83,6 +83,8 @@ EVENT: Final = Resource("Event", "events")
 ENDPOINT_SLICE: Final = Resource("EndpointSlice", "endpointslices", "discovery.k8s.io")
 # rbac: core/persistentvolumeclaims get,patch
 CLAIM: Final = Resource("PersistentVolumeClaim", "persistentvolumeclaims")
+# rbac: policy/poddisruptionbudgets get,list,watch,create,patch,delete
+DISRUPTION_BUDGET: Final = Resource("PodDisruptionBudget", "poddisruptionbudgets", "policy")
 # rbac: coordination.k8s.io/leases get,create,patch,watch
 LEASE: Final = Resource("Lease", "leases", "coordination.k8s.io")
 # What kopf reads to find out which kinds and namespaces exist, where the whole cluster is watched.
@@ -90,7 +92,7 @@ LEASE: Final = Resource("Lease", "leases", "coordination.k8s.io")
 # rbac: apiextensions.k8s.io/customresourcedefinitions list,watch
 
 CUSTOM: Final = (AGENT_HIVE, AGENT)
-CHILDREN: Final = (DEPLOYMENT, STATEFUL_SET, SERVICE, SECRET, CONFIG_MAP, POD)
+CHILDREN: Final = (DEPLOYMENT, STATEFUL_SET, SERVICE, SECRET, CONFIG_MAP, DISRUPTION_BUDGET, POD)
 """Kinds watched by label, in the order in which a resync lists them."""
 BY_KIND: Final[Mapping[str, Resource]] = {
     resource.kind: resource for resource in (*CUSTOM, *CHILDREN, CLAIM, EVENT, ENDPOINT_SLICE, LEASE)

@@ -1,4 +1,4 @@
-"""The children of an Agent: the Secret with its connections and the Deployment of its pods."""
+"""The children of an Agent: the Secret with its connections, the Deployment of its pods, their disruption budget."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from agenthive_operator.plan import names, pods
 from agenthive_operator.plan.checksum import digest
 from agenthive_operator.plan.external import TLS_PATH
 from agenthive_operator.plan.inputs import ObservedAgent
-from agenthive_operator.plan.podtemplate import merge_pod_template
-from agenthive_operator.plan.references import agent_references
+from agenthive_operator.plan.references import agent_references, default_references
 from agenthive_operator.plan.replicas import SURGE_PERCENT, replicas
 from agenthive_operator.plan.servers import encoded
+from agenthive_operator.plan.template import merged_template, spread_by_default, user_templates
 
 # An account that no image owns anything by: an image that runs as root would be refused by Pod Security otherwise.
 AGENT_USER = 65532
@@ -33,11 +33,18 @@ CACHE_URL = "AGENTHIVE_CACHE_URL"
 DEFAULT_RESOURCES = {"requests": {"cpu": "50m", "memory": "96Mi"}}
 # Handlers have drainSeconds; handing back what is left, closing connections and the last flush come after.
 GRACE_BEYOND_DRAIN_SECONDS = 15
+# The program that answers the probes: the runtime, under the name its package gives it.
+RUNTIME = ("agenthive", "run")
+# Pods that may be evicted at once. A share is rounded up, so it is one pod up to ten replicas.
+MAX_UNAVAILABLE = "10%"
 
 
 def plan_agent(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> list[dict[str, Any]]:
     """The objects that ``agent`` should own, as bodies of server-side apply, in the order to apply them."""
-    return [_secret(agent, observed), _deployment(agent, hive, observed)]
+    planned = [_secret(agent, observed), _deployment(agent, hive, observed)]
+    if replicas(agent, hive) > 1:  # of one pod, a budget would only keep its node from being drained
+        planned.append(_budget(agent))
+    return planned
 
 
 def _connections(observed: ObservedAgent) -> dict[str, str]:
@@ -62,15 +69,32 @@ def _secret(agent: Agent, observed: ObservedAgent) -> dict[str, Any]:
 
 def _deployment(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> dict[str, Any]:
     selector = names.agent_selector(hive.metadata.name, agent.metadata.name)
+    template = pod_template(agent, hive, observed)
     spec = {
         "replicas": replicas(agent, hive),
         "revisionHistoryLimit": 3,
         "selector": {"matchLabels": selector},
         # The new pod is ready before the old one drains.
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": f"{SURGE_PERCENT}%", "maxUnavailable": 0}},
-        "template": pod_template(agent, hive, observed),
+        "template": template,
     }
-    return names.agent_child("apps/v1", "Deployment", agent.metadata.name, agent, spec=spec)
+    deployment = names.agent_child("apps/v1", "Deployment", agent.metadata.name, agent, spec=spec)
+    deployment["metadata"]["annotations"] = {
+        names.TEMPLATE_ANNOTATION: digest(template),
+        names.CHANGE_ANNOTATION: hive_change(hive, observed),
+    }
+    return deployment
+
+
+def _budget(agent: Agent) -> dict[str, Any]:
+    name = agent.metadata.name
+    spec = {
+        "maxUnavailable": MAX_UNAVAILABLE,
+        "selector": {"matchLabels": names.agent_selector(agent.spec.hive_ref.name, name)},
+        # A pod that does not work protects nothing, and must not keep its node from being drained.
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+    }
+    return names.agent_child("policy/v1", "PodDisruptionBudget", name, agent, spec=spec)
 
 
 def checksum(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> str:
@@ -82,8 +106,24 @@ def checksum(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> str:
     return digest({"connections": _secrets(observed), "references": used})
 
 
+def hive_change(hive: AgentHive, observed: ObservedAgent) -> str:
+    """Digest of what the pods of all agents of a hive have from it: of one change, every Deployment has the same."""
+    used = {f"{pointer.kind}/{pointer.name}": observed.digests.get(pointer) for pointer in default_references(hive)}
+    policies = (hive.spec.messaging, hive.spec.redis.pool, hive.spec.postgres.pool, _cache(hive, observed))
+    return digest(
+        {
+            "defaults": hive.spec.agent_defaults.dump(),
+            "policies": [policy.to_env() for policy in (*policies, hive.spec.retention)],
+            "image": observed.runtime_image,
+            # Without the login, which is each agent's own.
+            "servers": {key: url.rpartition("@")[2] for key, url in _connections(observed).items()},
+            "references": used,
+        }
+    )
+
+
 def pod_template(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> dict[str, Any]:
-    """The pod template: what the operator needs, merged with what the Agent's podTemplate adds."""
+    """The pod template: what the operator needs, merged with what the podTemplates of hive and Agent add."""
     own_labels = names.labels(hive.metadata.name, "agent", agent.metadata.name)
     if observed.credentials.since:  # absent while the first ones are in use
         own_labels[names.CREDENTIALS_MARK] = observed.credentials.since
@@ -92,11 +132,7 @@ def pod_template(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> dict
         "metadata": {"labels": own_labels, "annotations": own_annotations},
         "spec": _pod_spec(agent, hive, observed),
     }
-    patch = agent.spec.pod_template
-    template = merge_pod_template(base, {"metadata": patch.metadata.dump(), "spec": patch.spec})
-    # The rules of the CRD refuse these already; the selector and the checksum must hold whatever comes.
-    template["metadata"]["labels"] |= own_labels
-    template["metadata"]["annotations"] |= own_annotations
+    template = merged_template(base, user_templates(agent, hive))
     pods.canonical_template(template)
     return template
 
@@ -119,6 +155,8 @@ def _pod_spec(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> dict[st
         "containers": [{**_container(agent, hive, observed), "volumeMounts": mounts}],
         "volumes": volumes,
     }
+    if spread := spread_by_default(hive.metadata.name, agent.metadata.name, user_templates(agent, hive)):
+        pod["topologySpreadConstraints"] = spread
     if pull_secrets := spec.image_pull_secrets or defaults.image_pull_secrets:
         pod["imagePullSecrets"] = [secret.dump() for secret in pull_secrets]
     if spec.service_account_name is not None:
@@ -142,8 +180,6 @@ def _certificates(agent: Agent, observed: ObservedAgent) -> dict[str, Any]:
 
 def _container(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> dict[str, Any]:
     spec, defaults = agent.spec, hive.spec.agent_defaults
-    livez = {"httpGet": {"path": "/livez", "port": HTTP_PORT_NAME}}
-    readyz = {"httpGet": {"path": "/readyz", "port": HTTP_PORT_NAME}}
     container: dict[str, Any] = {
         "name": AGENT_CONTAINER,
         "image": spec.image or defaults.image or observed.runtime_image,
@@ -152,15 +188,15 @@ def _container(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> dict[s
         "ports": [{"name": HTTP_PORT_NAME, "containerPort": DEFAULT_HTTP_PORT, "protocol": "TCP"}],
         "resources": pods.resources(spec.resources or defaults.resources, DEFAULT_RESOURCES),
         "securityContext": pods.container_security(),
-        # Models and indexes may take minutes to load: five of them before the kubelet gives up.
-        "startupProbe": pods.probe(livez, period=1, failures=300, timeout=2),
-        "livenessProbe": pods.probe(livez, period=10, failures=6, timeout=5),
-        "readinessProbe": pods.probe(readyz, period=2, failures=3, timeout=2),
+        **_probes(agent),
         # What kills an agent before it can say why still reaches the condition: the end of its log.
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
     if (policy := spec.image_pull_policy or defaults.image_pull_policy) is not None:
         container["imagePullPolicy"] = policy
+    elif container["image"] == observed.runtime_image:
+        # Its tag may be "latest", of which Kubernetes would ask a registry each time: a loaded image has to do.
+        container["imagePullPolicy"] = "IfNotPresent"
     if sources := [source.dump() for source in (*defaults.env_from, *spec.env_from)]:
         container["envFrom"] = sources
     return container
@@ -168,11 +204,25 @@ def _container(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> dict[s
 
 def _program(agent: Agent) -> dict[str, Any]:
     if agent.spec.entrypoint is not None:
-        return {"command": ["agenthive", "run"], "args": [agent.spec.entrypoint]}
+        return {"command": list(RUNTIME), "args": [agent.spec.entrypoint]}
     program: dict[str, Any] = {"command": list(agent.spec.command or ())}
     if agent.spec.args:
         program["args"] = list(agent.spec.args)
     return program
+
+
+def _probes(agent: Agent) -> dict[str, Any]:
+    """The runtime answers probes. Of another program nobody knows that: one that does not would be killed by them."""
+    if agent.spec.entrypoint is None and tuple(agent.spec.command or ())[: len(RUNTIME)] != RUNTIME:
+        return {}
+    livez = {"httpGet": {"path": "/livez", "port": HTTP_PORT_NAME}}
+    readyz = {"httpGet": {"path": "/readyz", "port": HTTP_PORT_NAME}}
+    return {
+        # Models and indexes may take minutes to load: five of them before the kubelet gives up.
+        "startupProbe": pods.probe(livez, period=1, failures=300, timeout=2),
+        "livenessProbe": pods.probe(livez, period=10, failures=6, timeout=5),
+        "readinessProbe": pods.probe(readyz, period=2, failures=3, timeout=2),
+    }
 
 
 def _environment(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> list[dict[str, Any]]:

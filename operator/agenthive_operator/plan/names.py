@@ -12,6 +12,9 @@ Component = Literal["redis", "postgres", "agent"]
 FIELD_MANAGER = "agenthive-operator"
 FINALIZER = "agenthive.dev/cleanup"
 CHECKSUM_ANNOTATION = "agenthive.dev/checksum"
+# On an agent's Deployment: digests of its pod template, and of the hive's part in it.
+TEMPLATE_ANNOTATION = "agenthive.dev/template"
+CHANGE_ANNOTATION = "agenthive.dev/hive-change"
 # On admin Secrets: which keys and schemas in the server are the hive's.
 INSTANCE_ANNOTATION = "agenthive.dev/instance-id"
 # On a hive or an Agent, by a user: a new value asks for new credentials. On an Agent's Secret: the value last answered.

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from agenthive_operator.api.agent import Agent
-from agenthive_operator.api.hive import AgentHive
+from agenthive_operator.api.agent import Agent, AgentSpec
+from agenthive_operator.api.hive import AgentDefaults, AgentHive
 from agenthive_operator.api.meta import EnvFromSource, EnvVar
 from agenthive_operator.plan.external import secret_names
 
@@ -36,18 +36,26 @@ def code_reference(agent: Agent) -> Reference | None:
 
 
 def agent_references(agent: Agent, hive: AgentHive) -> frozenset[Reference]:
-    """Every Secret and ConfigMap whose data the pods of ``agent`` see, those in its podTemplate among them.
+    """Every Secret and ConfigMap whose data the pods of ``agent`` see, those in podTemplates among them.
 
     Registry credentials are left out: a change of theirs rolls no pod.
     """
     found: set[Reference] = set()
     if (code := code_reference(agent)) is not None:
         found.add(code)
-    for spec in (hive.spec.agent_defaults, agent.spec):
-        found.update(_of_env(spec.env))
-        found.update(_of_env_from(spec.env_from))
-    found.update(_of_pod_spec(agent.spec.pod_template.spec))
-    return frozenset(found)
+    found.update(_of_spec(agent.spec))
+    return frozenset(found) | default_references(hive)
+
+
+def default_references(hive: AgentHive) -> frozenset[Reference]:
+    """Those among them that the hive's agentDefaults bring."""
+    return frozenset(_of_spec(hive.spec.agent_defaults))
+
+
+def _of_spec(spec: AgentSpec | AgentDefaults) -> Iterator[Reference]:
+    yield from _of_env(spec.env)
+    yield from _of_env_from(spec.env_from)
+    yield from _of_pod_spec(spec.pod_template.spec)
 
 
 def _of_env(env: Iterable[EnvVar]) -> Iterator[Reference]:

@@ -32,6 +32,8 @@ from agenthive_operator.reconcile.conditions import (
     sooner,
 )
 from agenthive_operator.reconcile.context import Context, HiveState
+from agenthive_operator.reconcile.refusals import pods_refused
+from agenthive_operator.reconcile.release import Release
 from agenthive_operator.reconcile.rotation import Credentials, Rotations
 from agenthive_operator.reconcile.status import (
     FigureGate,
@@ -82,6 +84,7 @@ class AgentReconciler:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._gates: dict[Key, FigureGate] = {}
+        self._release = Release(context)
         self._rotations = Rotations(context)
 
     async def reconcile(self, key: Key) -> float | None:
@@ -106,6 +109,7 @@ class AgentReconciler:
         if view.facts.exists and view.state is None and is_known(live):
             return None  # the hive has not been looked at since the start, and will call us when it has
         outcome = await self._bring_about(key, live, agent, view)
+        self._context.rolls.look(key, Key("AgentHive", key.namespace, agent.spec.hive_ref.name))
         again = await self._tell(key, live, agent, view.facts, outcome)
         return sooner(again, outcome.problem)
 
@@ -114,6 +118,7 @@ class AgentReconciler:
     def _forget(self, key: Key) -> None:
         self._context.references.register(key, ())
         self._gates.pop(key, None)
+        self._release.forget(key)
         if (hive := self._context.logins.forget(key)) is not None:
             self._rotations.forget(key, hive)
             self._context.postgres.poke(hive)
@@ -168,11 +173,9 @@ class AgentReconciler:
             instance_id=state.instance_id, runtime_image=self._context.options.runtime_image, digests=digests, **urls
         )
         planned = plan_agent(agent, hive, observed)
-        problem = await self._context.children.apply(planned)
-        if problem is None:
-            await self._context.children.prune(agent.metadata.uid, planned)
-            if credentials.again:
-                self._context.queue.add(key)
+        problem = await self._release.bring(key, agent, hive, planned)
+        if problem is None and credentials.again:
+            self._context.queue.add(key)
         return Outcome(problem, credentials)
 
     async def _digests(self, key: Key, pointers: frozenset[Pointer]) -> dict[Pointer, str]:
@@ -220,7 +223,7 @@ class AgentReconciler:
             deployment = None
         rollout = rollout_of(deployment) if deployment else None
         pods = self._context.cache.pods_of(key.namespace, hive=hive, agent=key.name)
-        failure = pod_failure(pods)
+        failure = pods_refused(rollout.refused if rollout else "") or pod_failure(pods)
         seen = AgentInput(
             name=key.name,
             hive=hive,

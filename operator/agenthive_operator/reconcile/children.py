@@ -18,12 +18,12 @@ from agenthive_operator.plan.checksum import digest
 from agenthive_operator.plan.names import HIVE_LABEL, MANAGED_BY, MANAGED_BY_LABEL
 from agenthive_operator.reconcile.cache import ObjectCache, controller_of, ref_of
 from agenthive_operator.reconcile.conditions import Problem
+from agenthive_operator.reconcile.refusals import is_refusal, refusal
 
 logger = logging.getLogger(__name__)
 
 APPLIED: Final = "agenthive.dev/applied"
-PRUNED: Final = frozenset({"Deployment", "StatefulSet", "Service", "Secret", "ConfigMap"})
-REFUSALS: Final = frozenset({400, 403, 405, 413, 422})
+PRUNED: Final = frozenset({"Deployment", "StatefulSet", "Service", "Secret", "ConfigMap", "PodDisruptionBudget"})
 
 
 class Children:
@@ -43,6 +43,7 @@ class Children:
         # rbac: core/services get
         # rbac: apps/statefulsets get
         # rbac: apps/deployments get
+        # rbac: policy/poddisruptionbudgets get
         found = await self._kube.get(BY_KIND[kind], namespace, name)
         if found is not None and is_labelled(found):
             self._cache.put(found)
@@ -66,14 +67,15 @@ class Children:
                 # rbac: core/services create,patch
                 # rbac: apps/statefulsets create,patch
                 # rbac: apps/deployments create,patch
+                # rbac: policy/poddisruptionbudgets create,patch
                 answer = await self._kube.apply(body)
             except ApiError as error:
                 if error.of_ending_namespace:
                     return Problem(
                         "NamespaceTerminating", f"namespace {body['metadata']['namespace']} is being deleted"
                     )
-                if error.status in REFUSALS:
-                    return Problem("ApplyRejected", f"{body['kind']} {body['metadata']['name']}: {error.message}")
+                if is_refusal(error):
+                    return refusal(error, f"{body['kind']} {body['metadata']['name']}")
                 raise
             self._cache.put(answer)
             logger.info("applied %s %s/%s", *ref_of(body))
@@ -91,8 +93,8 @@ class Children:
                 # rbac: core/persistentvolumeclaims patch
                 await self._kube.apply(body)
             except ApiError as error:
-                if error.status in REFUSALS:
-                    return Problem("ApplyRejected", f"{kind} {name}: {error.message}")
+                if is_refusal(error):
+                    return refusal(error, f"{kind} {name}")
                 raise
         return None
 
@@ -108,6 +110,7 @@ class Children:
             # rbac: core/services delete
             # rbac: apps/statefulsets delete
             # rbac: apps/deployments delete
+            # rbac: policy/poddisruptionbudgets delete
             await self._kube.delete(BY_KIND[ref.kind], ref.namespace, ref.name, uid=obj["metadata"]["uid"])
             logger.info("pruned %s %s/%s", *ref)
 

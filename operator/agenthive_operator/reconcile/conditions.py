@@ -35,10 +35,14 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that keeps an object from being applied: ``reason`` is one of Ready's, ``message`` says what to do."""
+    """Something that keeps an object from being applied: ``reason`` is one of Ready's, ``message`` says what to do.
+
+    ``again``: seconds after which it may be gone without an event; None means as usual for the reason.
+    """
 
     reason: str
     message: str
+    again: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,8 @@ class HiveInput:
     agents_not_ready: tuple[str, ...] = ()
     suspended: bool = False
     problem: Problem | None = None
+    halted: str = ""
+    """What is said of a change that is kept from the agents because it fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,10 @@ class HiveFacts:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A Deployment's progress. ``current`` is False until its controller has seen the newest spec."""
+    """A Deployment's progress. ``current`` is False until its controller has seen the newest spec.
+
+    ``refused``: what the API server said when it refused its pods; empty while it takes them.
+    """
 
     desired: int
     replicas: int = 0
@@ -84,6 +93,7 @@ class Rollout:
     ready: int = 0
     current: bool = True
     stalled: str = ""
+    refused: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +117,10 @@ BLOCKED_SECONDS: Final = 15.0
 
 def sooner(again: float | None, problem: Problem | None) -> float | None:
     """When to look again: what was asked for already, or sooner where only looking can find a problem gone."""
-    if problem is None or problem.reason not in {"NameConflict", "ApplyRejected"}:
-        return again
-    return min(again, BLOCKED_SECONDS) if again is not None else BLOCKED_SECONDS
+    wait = None if problem is None else problem.again
+    if problem is not None and problem.reason in {"NameConflict", "ApplyRejected", "QuotaExceeded"}:
+        wait = wait or BLOCKED_SECONDS
+    return min((seconds for seconds in (again, wait) if seconds is not None), default=None)
 
 
 # ---- AgentHive
@@ -177,6 +188,8 @@ def _agents(seen: HiveInput) -> Verdict:
         return Verdict("True", "Suspended", "spec.suspend is true: all agents stand at zero replicas")
     if not seen.agents_total:
         return Verdict("True", "NoAgents", "no Agent names this hive")
+    if seen.halted:
+        return Verdict("False", "RollHalted", seen.halted)
     if seen.agents_ready >= seen.agents_total:
         return Verdict("True", "AllReady", f"{seen.agents_total} of {seen.agents_total} agents are ready")
     named = ", ".join(seen.agents_not_ready[:10]) + (" …" if len(seen.agents_not_ready) > 10 else "")
@@ -247,8 +260,10 @@ def _agent_ready(seen: AgentInput, hive: Verdict) -> Verdict:
 
 def _progressing(seen: AgentInput, ready: Verdict) -> Verdict:
     rollout = seen.rollout
-    if rollout is None:
+    if rollout is None or ready.reason == "PodTemplateRejected":
         return Verdict("False", "Waiting", ready.message)
+    if ready.reason in {"RollQueued", "RollHalted"}:
+        return Verdict("True" if ready.reason == "RollQueued" else "False", ready.reason, ready.message)
     if rollout.stalled:
         return Verdict("False", "Stalled", rollout.stalled)
     counted = f"{rollout.updated} of {rollout.desired} pods run the newest spec"
@@ -270,21 +285,16 @@ _NOT_STARTED: Final = frozenset(
 def rollout_of(deployment: Mapping[str, Any]) -> Rollout:
     """How far a Deployment is."""
     status, spec = deployment.get("status") or {}, deployment["spec"]
-    stalled = next(
-        (
-            condition.get("message", "") or "the Deployment exceeded its progress deadline"
-            for condition in status.get("conditions") or ()
-            if condition["type"] == "Progressing" and condition["status"] == "False"
-        ),
-        "",
-    )
+    said = {(entry["type"], entry["status"]): entry.get("message", "") for entry in status.get("conditions") or ()}
+    stalled, refused = ("Progressing", "False"), ("ReplicaFailure", "True")
     return Rollout(
         desired=spec.get("replicas", 1),
         replicas=status.get("replicas", 0),
         updated=status.get("updatedReplicas", 0),
         ready=status.get("readyReplicas", 0),
         current=status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0),
-        stalled=stalled,
+        stalled=said[stalled] or "the Deployment exceeded its progress deadline" if stalled in said else "",
+        refused=said[refused] or "the API server refused its pods" if refused in said else "",
     )
 
 

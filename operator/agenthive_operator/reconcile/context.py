@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
+from agenthive import __version__
 from agenthive_operator.backends.certificates import CertificateFolder
 from agenthive_operator.backends.events import EventRecorder
 from agenthive_operator.backends.kube import Kube, Object
@@ -20,6 +21,7 @@ from agenthive_operator.reconcile.conditions import Verdict
 from agenthive_operator.reconcile.logins import Logins
 from agenthive_operator.reconcile.monitor import Monitor
 from agenthive_operator.reconcile.queue import KeyedQueue
+from agenthive_operator.reconcile.rolls import Rolls
 from agenthive_operator.reconcile.status import condition, merge_patch
 
 
@@ -32,7 +34,7 @@ class Options:
     """
 
     namespaces: tuple[str, ...] = ()
-    runtime_image: str = "agenthive-runtime:latest"
+    runtime_image: str = f"agenthive-runtime:{__version__}"
     resolve_services: bool = False
     cleanup_seconds: float = 120.0
     resync_seconds: float = 300.0
@@ -74,6 +76,7 @@ class Context:
     postgres: Monitor[PostgresReport]
     figures: Monitor[dict[str, Figures]]
     logins: Logins
+    rolls: Rolls
     certificates: CertificateFolder = field(default_factory=CertificateFolder)
     states: dict[Key, HiveState] = field(default_factory=dict)
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
@@ -105,7 +108,7 @@ class Context:
 QUIET = frozenset(
     {
         "Probing", "Starting", "Loading", "WaitingForPostgres", "RollingOut", "Waiting", "PodsNotReady", "HiveNotReady",
-        "UpToDate", "NoAgents", "AgentsNotReady", "RedisNotReady", "PostgresNotReady", "SchemaNotReady",
+        "RollQueued", "UpToDate", "NoAgents", "AgentsNotReady", "RedisNotReady", "PostgresNotReady", "SchemaNotReady",
         "NamespaceTerminating",
     }
 )  # fmt: skip

@@ -30,6 +30,7 @@ from agenthive_operator.reconcile.hive import HiveReconciler
 from agenthive_operator.reconcile.logins import Logins
 from agenthive_operator.reconcile.monitor import Monitor
 from agenthive_operator.reconcile.queue import KeyedQueue, RetryLater
+from agenthive_operator.reconcile.rolls import Rolls
 from agenthive_operator.reconcile.status import figure_fields, figures_in, material
 
 logger = logging.getLogger(__name__)
@@ -110,6 +111,7 @@ class Controller:
                 "figures", self._figures_changed, steady=figures_pause, permit=kube.check
             ),
             logins=Logins(kube, cache, self.queue),
+            rolls=Rolls(cache, self.queue),
         )
         self._hives = HiveReconciler(self.context)
         self._agents = AgentReconciler(self.context)
@@ -168,6 +170,8 @@ class Controller:
         custom = obj["kind"] in {"AgentHive", "Agent"}
         if custom and change is Change.STATUS and not self._took_over_lately():
             return  # our own words
+        if obj["kind"] == "PodDisruptionBudget" and change is Change.STATUS:
+            return  # who may be evicted now changes with every pod, and nothing here depends on it
         for key in keys_of(obj):
             self._add(key)
         if obj["kind"] == "Agent":  # its hive counts agents, and the connections that their pods may open
@@ -297,6 +301,7 @@ class Controller:
             # rbac: core/secrets list
             # rbac: core/configmaps list
             # rbac: core/pods list
+            # rbac: policy/poddisruptionbudgets list
             items, version = await self.context.kube.list(resource, namespace, labels=labels)
         except ApiError as error:
             refused = error.status == 403 and namespace is not None

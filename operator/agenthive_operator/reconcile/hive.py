@@ -186,6 +186,7 @@ class HiveReconciler:
             agents_not_ready=waiting,
             suspended=hive.spec.suspend,
             problem=problem,
+            halted=self._context.rolls.halted(key),
         )
 
     async def _tell(

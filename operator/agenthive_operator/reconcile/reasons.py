@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 
@@ -21,7 +21,7 @@ _FALSE: Final = "False"
 _WAIT: Final = "Wait: it goes on by itself."
 
 _NAME_CONFLICT: Final = "Delete or rename that object, or choose another name for this one."
-_REJECTED: Final = "Read the message. Often it is a quota, an admission policy or a wrong podTemplate."
+_REJECTED: Final = "Read the message. Often it is an admission policy, or a right that the operator lacks."
 _ENDING: Final = Reason(
     _FALSE, "The namespace is being deleted: nothing is made in it any more.", "Nothing; all in it goes."
 )
@@ -72,6 +72,16 @@ _HIVE_NOT_READY: Final = Reason(
     "The hive's stores or its schema are not ready. An agent that runs is left running.",
     "See the conditions of the hive.",
 )
+_ROLL_QUEUED: Final = Reason(
+    _FALSE,
+    "The pods work and are to be replaced; at most 10 % of a hive's agents, and at least five, are rolled at once.",
+    _WAIT,
+)
+_ROLL_HALTED: Final = Reason(
+    _FALSE,
+    "A change of the hive failed on other agents: this one keeps its pods.",
+    "See AgentsReady of the hive.",
+)
 _HIVE_DELETING: Final = Reason(_FALSE, "The hive is being deleted; its agents are drained.", _WAIT)
 
 REASONS: Final[Mapping[str, Mapping[str, Mapping[str, Reason]]]] = {
@@ -90,6 +100,11 @@ REASONS: Final[Mapping[str, Mapping[str, Mapping[str, Reason]]]] = {
             ),
             "NamespaceTerminating": _ENDING,
             "ApplyRejected": Reason(_FALSE, "The API server refused an object of the hive.", _REJECTED),
+            "QuotaExceeded": Reason(
+                _FALSE,
+                "A quota of the namespace has no room for an object of the hive.",
+                "Raise the ResourceQuota that the message names. It is tried again.",
+            ),
             "RedisNotReady": Reason("False, Unknown", "RedisReady is not True.", "See RedisReady."),
             "PostgresNotReady": Reason("False, Unknown", "PostgresReady is not True.", "See PostgresReady."),
             "SchemaNotReady": Reason(_FALSE, "SchemaReady is not True.", "See SchemaReady."),
@@ -219,6 +234,13 @@ REASONS: Final[Mapping[str, Mapping[str, Mapping[str, Reason]]]] = {
             "AllReady": Reason(_TRUE, "Every agent of the hive is ready."),
             "NoAgents": Reason(_TRUE, "No Agent names this hive."),
             "Suspended": Reason(_TRUE, "spec.suspend is true: all agents stand at zero pods."),
+            "RollHalted": Reason(
+                _FALSE,
+                "A change of the hive failed on three agents or more, and on more than it worked on: the others keep "
+                "their former pods. The message names those that failed.",
+                "See the conditions of those Agents, and correct the hive: agents that failed take on the next change "
+                "at once, the others when it works.",
+            ),
             "AgentsNotReady": Reason(
                 _FALSE, "Some agents are not ready; the message names them.", "See the conditions of those Agents."
             ),
@@ -247,6 +269,24 @@ REASONS: Final[Mapping[str, Mapping[str, Mapping[str, Reason]]]] = {
             ),
             "NamespaceTerminating": _ENDING,
             "ApplyRejected": Reason(_FALSE, "The API server refused an object of the agent.", _REJECTED),
+            "PodTemplateRejected": Reason(
+                _FALSE,
+                "The API server refuses the pod template that the podTemplates of the hive and the Agent make. Nothing "
+                "is written: pods that run go on.",
+                "Correct the field that the message names.",
+            ),
+            "QuotaExceeded": Reason(
+                _FALSE,
+                "A quota of the namespace has no room for a pod or another object of the agent.",
+                "Raise the ResourceQuota that the message names, or ask for less. It is tried again.",
+            ),
+            "PodsRefused": Reason(
+                _FALSE,
+                "The API server refuses the agent's pods: often Pod Security, a LimitRange or an admission policy.",
+                "Read the message; what it names is in spec.resources, a podTemplate or the namespace.",
+            ),
+            "RollQueued": _ROLL_QUEUED,
+            "RollHalted": _ROLL_HALTED,
             "ContainerFailed": Reason(
                 _FALSE,
                 "A container ended with an error; the message holds its last words.",
@@ -273,6 +313,8 @@ REASONS: Final[Mapping[str, Mapping[str, Mapping[str, Reason]]]] = {
             "RollingOut": Reason(
                 _TRUE, "Pods of the newest spec are being started, or those of the former are draining.", _WAIT
             ),
+            "RollQueued": replace(_ROLL_QUEUED, status=_TRUE),
+            "RollHalted": _ROLL_HALTED,
             "Stalled": Reason(_FALSE, "The rollout made no progress for too long.", "See Ready."),
             "Waiting": Reason(_FALSE, "Nothing is being rolled out yet.", "See Ready."),
         },

@@ -211,3 +211,16 @@ def test_a_refused_pod_shows_on_the_deployment() -> None:
     failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "forbidden"}
     result = rollout.status(wanted, [replica_set(wanted, "v2", 1, available=0, conditions=[failure])], NOW)
     assert failure in result["conditions"]
+
+
+def test_the_failure_of_the_newest_replica_set_is_told_first() -> None:
+    of = deployment(image="v2")
+
+    def failing(image: str, revision: int) -> dict:
+        failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": image}
+        return replica_set(of, image, 4, available=0, revision=revision, conditions=[failure])
+
+    told = rollout.status(of, [failing("v1", 1), failing("v2", 2)], NOW)["conditions"]
+    assert [c["message"] for c in told if c["type"] == "ReplicaFailure"] == ["v2"]
+    told = rollout.status(of, [failing("v1", 1), replica_set(of, "v2", 4, revision=2)], NOW)["conditions"]
+    assert [c["message"] for c in told if c["type"] == "ReplicaFailure"] == ["v1"]

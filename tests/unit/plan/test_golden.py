@@ -18,9 +18,10 @@ from agenthive_operator.plan.hive import plan_hive
 
 UPDATE = os.environ.get("UPDATE_GOLDEN") == "1"
 PLANS = [
-    *((name, None) for name in ("hive-minimal", "hive-full", "hive-external")),
+    *((name, None) for name in ("hive-minimal", "hive-full", "hive-external", "hive-template")),
     *((name, "hive-minimal") for name in ("agent-minimal", "agent-command")),
     ("agent-full", "hive-full"),
+    ("agent-template", "hive-template"),
 ]
 
 

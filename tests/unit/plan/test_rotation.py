@@ -11,6 +11,7 @@ import pytest
 from tests.unit.plan.build import OBSERVED_AGENT, agent, hive, named
 
 from agenthive_operator.plan.agent import plan_agent
+from agenthive_operator.plan.names import TEMPLATE_ANNOTATION
 from agenthive_operator.plan.rotation import (
     MOST_AT_ONCE,
     Decision,
@@ -183,4 +184,8 @@ def test_the_secret_keeps_the_former_credentials_and_no_pod_sees_them() -> None:
     assert secret["metadata"].pop("annotations") == {"agenthive.dev/credentials": ROLLS.since}
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     assert labels.pop("agenthive.dev/credentials") == ROLLS.since
+    digests = [
+        named(plan, "Deployment")["metadata"]["annotations"].pop(TEMPLATE_ANNOTATION) for plan in (before, after)
+    ]
+    assert digests[0] != digests[1], "the label rolls the pods"
     assert after == before, "nothing else differs, and an agent whose credentials are the first ones is as it was"

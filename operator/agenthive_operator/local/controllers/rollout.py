@@ -238,7 +238,8 @@ def status(deployment: Obj, replica_sets: list[Obj], now: datetime) -> Obj:
     )
     progress = _progress(deployment, new, result, now)
     conditions = set_condition(conditions, _stamped(deployment, progress, stamp), stamp)
-    failure = next((c for rs in replica_sets if (c := condition(rs, "ReplicaFailure"))), None)
+    newest_first = sorted(replica_sets, key=lambda rs: rs is not new)
+    failure = next((c for rs in newest_first if (c := condition(rs, "ReplicaFailure"))), None)
     conditions = [c for c in conditions if c["type"] != "ReplicaFailure"] + ([failure] if failure else [])
     result["conditions"] = conditions
     return result
