@@ -15,6 +15,11 @@ from agenthive_operator.backends.reports import Figures, StoreReport, endpoint_o
 
 __all__ = ["DEFAULT_PORT", "HiveQueues", "hive_patterns", "judge", "probe", "remove_hive"]
 
+#: The field that names the Secret with each URL of an external server.
+FIELDS: Final = {
+    "url": "spec.redis.external.urlSecretRef",
+    "admin": "spec.redis.external.adminUrlSecretRef",
+}
 CLIENT_NAME: Final = "agenthive:operator"
 PROBE_SECONDS: Final = 5.0
 OLDEST: Final = (7, 0)

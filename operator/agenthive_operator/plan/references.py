@@ -24,7 +24,7 @@ def hive_references(hive: AgentHive) -> frozenset[Reference]:
     redis, postgres = hive.spec.redis.external, hive.spec.postgres.external
     pointers = [hive.spec.redis.cache.own_url]
     if redis is not None:
-        pointers.append(redis.url_secret_ref)
+        pointers += [redis.url_secret_ref, redis.admin_url_secret_ref]
     if postgres is not None:
         pointers += [postgres.url_secret_ref, postgres.direct_url_secret_ref, postgres.admin_url_secret_ref]
     return frozenset(Reference("Secret", pointer.name) for pointer in pointers if pointer is not None)

@@ -99,6 +99,8 @@ class AgentReconciler:
         self._gates.pop(key, None)
         if (hive := self._context.logins.forget(key)) is not None:
             self._context.postgres.poke(hive)
+        if (hive := self._context.users.forget(key)) is not None:
+            self._context.redis.poke(hive)
 
     async def _view_hive(self, key: Key, agent: Agent) -> HiveView:
         """The Agent's hive; absence is believed only when the API server says so."""
@@ -167,13 +169,23 @@ class AgentReconciler:
         """
         secret = await self._context.children.live("Secret", key.namespace, agent_secret_name(key.name))
         known = secret_data(secret) if secret is not None and is_labelled(secret) else {}
-        redis = state.redis_url or known.get(REDIS_URL)
+        redis = self._redis_url(key, hive, state, known.get(REDIS_URL))
         postgres = self._postgres_url(key, hive, state, known.get(POSTGRES_URL))
         if not redis or not postgres:
             return None
         own_cache = hive.spec.redis.cache.own_url is not None
         cache = state.cache_url or known.get(CACHE_URL) if own_cache else None
         return {"redis_url": redis, "postgres_url": postgres, "cache_url": cache}
+
+    def _redis_url(self, key: Key, hive: AgentHive, state: HiveState, known: str | None) -> str | None:
+        """The hive's URL, with the Agent's own user where the operator makes such, once the servers know it."""
+        if not hive.spec.redis.mints_users:
+            return state.redis_url or known
+        of = Key("AgentHive", key.namespace, hive.metadata.name)
+        login, is_news = self._context.users.want(key, of, scope_of(hive), known, server=state.redis_url)
+        if is_news:
+            self._context.redis.poke(of)
+        return with_login(state.redis_url, login) if state.redis_url and login else known
 
     def _postgres_url(self, key: Key, hive: AgentHive, state: HiveState, known: str | None) -> str | None:
         """The hive's URL, with the Agent's own login where the operator makes such, once the server knows it."""

@@ -20,6 +20,7 @@ from agenthive_operator.reconcile.logins import Logins
 from agenthive_operator.reconcile.monitor import Monitor
 from agenthive_operator.reconcile.queue import KeyedQueue
 from agenthive_operator.reconcile.status import condition, merge_patch
+from agenthive_operator.reconcile.users import Users
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class Context:
     postgres: Monitor[PostgresReport]
     figures: Monitor[dict[str, Figures]]
     logins: Logins
+    users: Users
     states: dict[Key, HiveState] = field(default_factory=dict)
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     monotonic: Callable[[], float] = time.monotonic

@@ -23,6 +23,7 @@ from agenthive_operator.reconcile.logins import Logins
 from agenthive_operator.reconcile.monitor import Monitor
 from agenthive_operator.reconcile.queue import KeyedQueue, RetryLater
 from agenthive_operator.reconcile.status import figure_fields, figures_in, material
+from agenthive_operator.reconcile.users import Users
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class Controller:
     def __init__(self, kube: Kube, options: Options) -> None:
         cache = ObjectCache()
         self.queue: KeyedQueue[Key] = KeyedQueue(self._reconcile, workers=options.workers)
+        redis = Monitor[StoreReport]("redis", self.queue.add, good=lambda report: report.ok)
         self.context = Context(
             options=options,
             kube=kube,
@@ -62,7 +64,7 @@ class Controller:
             events=EventRecorder(kube),
             resolver=Resolver(kube, enabled=options.resolve_services),
             queue=self.queue,
-            redis=Monitor[StoreReport]("redis", self.queue.add, good=lambda report: report.ok),
+            redis=redis,
             caches=Monitor[StoreReport]("caches", self.queue.add, good=lambda report: report.ok),
             postgres=Monitor[PostgresReport](
                 "postgres",
@@ -72,6 +74,7 @@ class Controller:
             ),
             figures=Monitor[dict[str, Figures]]("figures", self._figures_changed, steady=figures_pause),
             logins=Logins(kube, cache, self.queue),
+            users=Users(kube, cache, look_at=self.queue.add, poke=redis.poke),
         )
         self._hives = HiveReconciler(self.context)
         self._agents = AgentReconciler(self.context)

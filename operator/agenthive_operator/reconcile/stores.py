@@ -66,14 +66,14 @@ class Stores:
         if external is None:
             secret = await self._context.children.live("Secret", key.namespace, server_name(key.name, server))
             url = secret_data(secret).get("url") if secret is not None and is_labelled(secret) else None
-            # The user that the managed PostgreSQL starts with is its superuser.
+            # The user that a managed server starts with may do everything.
             return Connection(Access(url, admin=url)) if url else Connection(missing=BEING_CREATED)
-        if server == "redis":
-            return await self._pointed({"url": (external.url_secret_ref, "spec.redis.external.urlSecretRef")}, key)
-        pointers = {"url": (external.url_secret_ref, FIELDS["url"])}
-        for name in ("direct", "admin"):
-            if (pointer := getattr(external, f"{name}_url_secret_ref")) is not None:
-                pointers[name] = pointer, FIELDS[name]
+        pointers = {}
+        for name, field_path in (redis.FIELDS if server == "redis" else FIELDS).items():
+            if (
+                pointer := getattr(external, "url_secret_ref" if name == "url" else f"{name}_url_secret_ref")
+            ) is not None:
+                pointers[name] = pointer, field_path
         return await self._pointed(pointers, key)
 
     async def cache_connection(self, key: Key, hive: AgentHive) -> Connection | None:
@@ -98,16 +98,23 @@ class Stores:
 
     def look_at_redis(self, key: Key, hive: AgentHive, connection: Connection) -> StoreReport | None:
         """The latest report on Redis; None while the first look at this URL is under way."""
-        monitor, url = self._context.redis, connection.url
-        if url is None:
+        monitor, access = self._context.redis, connection.access
+        if access is None:
             monitor.forget(key)
             return connection.missing
+        scope = scope_of(hive)
 
         async def check() -> StoreReport:
-            dialled = await self.dial(url, "redis")
-            return dialled if isinstance(dialled, StoreReport) else await redis.probe(dialled, shown=url)
+            dialled = await self.dial_all(access, "redis")
+            if isinstance(dialled, StoreReport):
+                return dialled
+            report = await redis.probe(dialled.url, shown=access.url)
+            if dialled.admin is None:
+                await self._context.users.forget_hive(key)
+                return report
+            return await self._context.users.sync(key, dialled, scope, report, shown=access.url)
 
-        report = monitor.watch(key, url, check)
+        report = monitor.watch(key, (access, scope), check)
         if report is None or report.ok:
             return report
         monitor.poke(key)
@@ -190,12 +197,12 @@ class Stores:
         except (NoEndpointError, ApiError) as error:
             return StoreReport(False, "Unreachable", str(error), endpoint_of(url, PORTS[server]))
 
-    async def dial_all(self, access: Access) -> Access | StoreReport:
-        """As ``dial``, for every way into a PostgreSQL."""
+    async def dial_all(self, access: Access, server: Server = "postgres") -> Access | StoreReport:
+        """As ``dial``, for every way in."""
         dialled: dict[str, str] = {}
         for name in FIELDS:
             url = getattr(access, name)
-            found = await self.dial(url, "postgres") if url else None
+            found = await self.dial(url, server) if url else None
             if isinstance(found, StoreReport):
                 return found
             if found:
@@ -209,11 +216,13 @@ class Stores:
         self._schemas.pop(key, None)
         self._databases.pop(key, None)
         self._context.logins.forget_hive(key)
+        await self._context.users.forget_hive(key)
         if (queues := self._queues.pop(key, None)) is not None:
             await queues.aclose()
 
     async def aclose(self) -> None:
         """Close what is open."""
+        await self._context.users.aclose()
         while self._queues:
             _, queues = self._queues.popitem()
             await queues.aclose()
