@@ -34,7 +34,15 @@ BATCH: Final = 100
 
 
 class UsersError(Exception):
-    """Users cannot be made, or do not let agents in; the text says why, and holds no credential."""
+    """Users cannot be made, or do not let agents in; the text says why, and holds no credential.
+
+    Attributes:
+        reason: As in a ``StoreReport``.
+    """
+
+    def __init__(self, text: str, *, reason: str = "UsersFailed") -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 @dataclass(slots=True)
@@ -107,11 +115,12 @@ class HiveUsers:
                 failure = await self._sync_all(endpoint, scope, masters, others, wishes, is_gone)
                 await self._conclude(access, scope, wishes, on_ready)
         except TimeoutError:
-            raise UsersError(f"users could not be made within {SYNC_SECONDS:g} s; it is tried again") from None
+            text = f"users could not be made within {SYNC_SECONDS:g} s; it is tried again"
+            raise UsersError(text, reason="Unreachable") from None
         except (BusUnavailable, ConnectionLost, ReplyError) as error:
-            raise UsersError(_blamed(error, access.admin)) from error
+            raise _blamed(error, access.admin) from error
         if failure:
-            raise UsersError(_blamed(failure, access.admin))
+            raise _blamed(failure, access.admin)
         return [*masters, *others]
 
     async def _sync_all(
@@ -235,7 +244,7 @@ async def remove_users(url: str, scope: HiveScope) -> None:
     except TimeoutError:
         raise UsersError(f"users could not be dropped within {SYNC_SECONDS:g} s") from None
     except (BusUnavailable, ConnectionLost, ReplyError) as error:
-        raise UsersError(_blamed(error, url)) from error
+        raise _blamed(error, url) from error
 
 
 def setting(scope: HiveScope, agent: str, passwords: Sequence[str]) -> list[str]:
@@ -261,11 +270,20 @@ async def _servers_of(endpoint: Endpoint, *, load: bool) -> tuple[list[Node], li
         if endpoint.kind == "sentinel":
             return await _told_by_sentinels(endpoint)
         masters = [node for node in await connections.masters() if node is not None]
-        (ranges,) = await connections.execute([("CLUSTER", "SLOTS")], at=masters[0])
-        every = [(entry[0].decode() or masters[0][0], int(entry[1])) for row in ranges for entry in row[2:]]
+        # Not SLOTS: that leaves out a replica that is away, and for a while after it has come back.
+        (shards,) = await connections.execute([("CLUSTER", "SHARDS")], at=masters[0])
+        every = [_node(entry, masters[0], tls=endpoint.tls is not None) for shard in shards for entry in shard[3]]
         return masters, [node for node in dict.fromkeys(every) if node not in masters]
     finally:
         await connections.aclose()
+
+
+def _node(entry: Sequence[Any], told_by: Node, *, tls: bool) -> Node:
+    """A node as CLUSTER SHARDS tells it; without an endpoint it is on the host of the node that ``told`` it. Pure."""
+    fields = dict(zip(entry[::2], entry[1::2], strict=True))
+    host = (fields.get(b"endpoint") or b"").decode()
+    port = fields.get(b"tls-port" if tls else b"port") or fields.get(b"port") or fields[b"tls-port"]
+    return (told_by[0] if host in {"", "?"} else host, int(port))
 
 
 async def _told_by_sentinels(endpoint: Endpoint) -> tuple[list[Node], list[Node]]:
@@ -299,6 +317,8 @@ async def _prove(access: Access, login: Login) -> None:
     try:
         await connections.prepare()
     except BusUnavailable as error:
+        if _is_away(error):
+            raise
         raise UsersError(
             f"agents get users of their own, and by {FIELDS['url']} they are not let in:"
             f" {without_secret(str(error), access.url)}. Both URLs must lead to the same Redis; or leave"
@@ -320,8 +340,16 @@ def _agents_in(names: Sequence[bytes], scope: HiveScope) -> set[str]:
     return {name.removeprefix(prefix) for name in (raw.decode() for raw in names) if name.startswith(prefix)}
 
 
-def _blamed(error: Exception, url: str) -> str:
-    return (
-        f"{without_secret(str(error), url)}; users are made by the URL of {FIELDS['admin']}, or as the managed server's"
-        " own user: it needs the commands ACL, FUNCTION, FCALL and INFO"
+def _is_away(error: Exception) -> bool:
+    """Whether a server did not answer, in contrast to one that refused."""
+    return isinstance(error, ConnectionLost) or isinstance(error.__cause__, ConnectionLost)
+
+
+def _blamed(error: Exception, url: str) -> UsersError:
+    text = without_secret(str(error), url)
+    if _is_away(error):
+        return UsersError(text, reason="Unreachable")
+    return UsersError(
+        f"{text}; users are made by the URL of {FIELDS['admin']}, or as the managed server's own user: it needs the"
+        " commands ACL, FUNCTION, FCALL, INFO and TIME"
     )

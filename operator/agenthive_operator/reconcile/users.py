@@ -40,6 +40,7 @@ class Users:
         self._servers: dict[Key, str] = {}
         self._vigils: dict[Key, Vigil] = {}
         self._locks: dict[Key, asyncio.Lock] = {}
+        self._ending: set[Key] = set()
 
     def want(
         self,
@@ -91,7 +92,7 @@ class Users:
         except ValueError as error:
             return replace(report, ok=False, reason="UsersFailed", message=f"the administrative URL: {error}")
         if not report.ok:
-            if vigil.idle and endpoint.kind != "sentinel":
+            if hive not in self._ending and vigil.idle and endpoint.kind != "sentinel":
                 vigil.keep(endpoint, endpoint.nodes)
             return report
 
@@ -103,17 +104,20 @@ class Users:
 
         users = self._hives.setdefault(hive, HiveUsers())
         async with self._lock(hive):
+            if hive in self._ending:  # a look that began before
+                return report
             self._servers[hive] = shown  # nothing is awaited until ``users`` forgets what it knew of another
             try:
                 nodes = await users.sync(access, scope, is_gone=nobody_needs, on_ready=on_ready)
             except UsersError as error:
-                return replace(report, ok=False, reason="UsersFailed", message=str(error))
+                return replace(report, ok=False, reason=error.reason, message=str(error))
             if self._vigils.get(hive) is vigil:
                 vigil.keep(endpoint, nodes)
         return report
 
     async def remove(self, hive: Key, url: str, scope: HiveScope) -> None:
         """The hive ends: drop all its users, once the look that may be under way has ended. Raises ``UsersError``."""
+        self._ending.add(hive)
         async with self._lock(hive):
             await self._end_vigil(hive)
             await remove_users(url, scope)
@@ -130,6 +134,7 @@ class Users:
         self._hives.pop(hive, None)
         self._servers.pop(hive, None)
         self._locks.pop(hive, None)
+        self._ending.discard(hive)
         await self._end_vigil(hive)
 
     async def aclose(self) -> None:

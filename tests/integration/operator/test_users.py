@@ -27,6 +27,8 @@ from agenthive_operator.reconcile.context import Options
 from .conftest import Cluster, running_operator
 
 PROBE_SECONDS = 40.0
+BOSS = "acl function fcall info ping time scan unlink"
+"""What an administrator of users needs, as docs/security.md says."""
 RESTORED_SECONDS = 5.0
 
 
@@ -54,7 +56,8 @@ class Servers:
         """As an ACL file of the server's own would, over a restart too."""
         async with self.root() as root:
             await root.execute_command("ACL", "SETUSER", "app", "on", ">app-word", "~*", "&*", "+@all", "-acl")
-            await root.execute_command("ACL", "SETUSER", "boss", "on", ">boss-word", "~*", "&*", "+@all")
+            rights = [f"+{command}" for command in BOSS.split()]
+            await root.execute_command("ACL", "SETUSER", "boss", "on", ">boss-word", "~ah:*", *rights)
 
     async def make_hive(self, cluster: Cluster, **spec: Any) -> None:
         urls = {"app": self.url, "admin": self.admin, "postgres": self.postgres}
