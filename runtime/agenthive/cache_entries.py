@@ -66,11 +66,15 @@ def state_name(owner: str, key: str) -> str:
 
 
 def entry_name(kind: str, owner: str, key: str) -> str:
-    """A name that no other (kind, owner, key) has; readable where that is short and clear."""
+    """A name that no other (kind, owner, key) has; readable where that is short and clear.
+
+    It tells the owner, by which a server lets agents in to what is theirs (``agenthive.bus.access``).
+    """
     if ":" not in owner and len(owner) + len(key) <= _READABLE:
         return f"{kind}:{owner}:{key}"
-    digest = blake2b(f"{len(owner)} {owner}{key}".encode(), digest_size=16)
-    return f"{kind}#{digest.hexdigest()}"
+    digest = blake2b(f"{len(owner)} {owner}{key}".encode(), digest_size=16).hexdigest()
+    # No agent's name has a colon. Without a second one this is no name of the form above.
+    return f"{kind}#{digest}" if ":" in owner else f"{kind}:{owner}#{digest}"
 
 
 def document_of(entry: bytes) -> bytes:

@@ -320,7 +320,7 @@ class Runner:
         if self._worker is None:
             return False, "; ".join(["starting", *why])
         if self._worker.outage.reason or not self._worker.bus_available:
-            return False, f"Redis: {self._worker.outage.reason or 'does not answer'}"
+            return False, f"Redis: {self._worker.outage.reason or self._worker.bus_trouble or 'does not answer'}"
         reason = await self._check_store()
         return (False, f"PostgreSQL: {reason}") if reason else (True, "ok")
 

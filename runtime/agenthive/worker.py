@@ -127,6 +127,11 @@ class Worker:
         """Whether Redis answered when it was last asked."""
         return self._resources.bus.available
 
+    @property
+    def bus_trouble(self) -> str:
+        """Why it did not; empty while it does."""
+        return self._resources.bus.trouble
+
     async def run(self) -> None:
         """Claim and handle until ``stop`` is set, then drain."""
         claiming = asyncio.create_task(self._claim_loop(), name="claim")

@@ -1,4 +1,4 @@
-"""On the managed PostgreSQL each agent has a login of its own, from the first start to its end."""
+"""On the managed servers each agent has a login of its own, from the first start to its end."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import asyncpg
 import pytest
 from tests.e2e.plane import Plane, agent, hive
 
+from agenthive.bus.access import user_name
 from agenthive.settings import Settings
 from agenthive.store import schema_name
 from agenthive.store.roles import agent_role
 from agenthive_operator.backends.connections import hive_settings
 from agenthive_operator.backends.kube import Kube
+from agenthive_operator.backends.logins import login_in
 from agenthive_operator.backends.resolve import Resolver
 
 pytestmark = [pytest.mark.needs("processes"), pytest.mark.timeout(240)]
@@ -101,3 +103,23 @@ def test_a_login_ends_with_its_agent_and_begins_again_with_it(plane: Plane, sett
     assert count() == 1
     rows = run(url_in(plane, "anna"), lambda c: c.fetch(f"SELECT key FROM {schema}.agent_state"))
     assert [row["key"] for row in rows] == ["secret"], "what the agent kept outlives its login"
+
+
+def test_each_agent_has_a_redis_user_that_outlives_the_server(plane: Plane, settings: Settings) -> None:
+    def redis_url(name: str) -> str:
+        data = plane.get(f"secret/{name}-agenthive")["data"]
+        return base64.b64decode(data["AGENTHIVE_REDIS_URL"]).decode()
+
+    before = {name: redis_url(name) for name in ("anna", "bert")}
+    for name, url in before.items():
+        login = login_in(url)
+        assert login is not None
+        assert login.role == user_name(settings.scope, name)
+    assert settings.redis_url.get_secret_value() not in before.values()
+    assert ask(plane, "anna", "before") == {"kept": "before"}
+    pods = plane.get("pod/hive-redis-0")["metadata"]["uid"]
+    plane.kubectl("delete", "pod/hive-redis-0")
+    plane.until(lambda: plane.get("pod/hive-redis-0")["metadata"]["uid"] != pods, "another server runs")
+    plane.wait("condition=Ready", "pod/hive-redis-0", "hive/hive", "agent/anna")
+    assert ask(plane, "anna", "after") == {"kept": "after"}
+    assert {name: redis_url(name) for name in before} == before

@@ -25,8 +25,9 @@ texts = st.text(st.characters(codec="utf-8"), max_size=120)
 def test_names_are_readable_where_they_are_short() -> None:
     assert state_name("librarian", "notes/ä") == "s:librarian:notes/ä"
     assert state_name("", "k") == "s::k"
-    assert state_name("librarian", "k" * 1000).startswith("s#")
-    assert len(state_name("librarian", "k" * 1000)) == 34
+    assert state_name("librarian", "k" * 1000).startswith("s:librarian#")
+    assert len(state_name("librarian", "k" * 1000)) == 44
+    assert state_name("", "k" * 1000).startswith("s:#")
 
 
 @given(st.tuples(st.sampled_from("sf"), texts, texts), st.tuples(st.sampled_from("sf"), texts, texts))

@@ -217,6 +217,11 @@ class RedisSpec(ApiModel):
         """The server to run, defaults filled in; None when it is external."""
         return None if self.external is not None else self.managed or ManagedRedis()
 
+    @property
+    def mints_users(self) -> bool:
+        """Whether the operator has administrative access, so that each Agent gets a user of its own."""
+        return self.external is None or self.external.admin_url_secret_ref is not None
+
 
 class PostgresSpec(ApiModel):
     """The PostgreSQL that holds the hive's state; neither managed nor external means managed."""

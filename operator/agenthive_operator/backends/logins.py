@@ -272,17 +272,17 @@ def report_of(error: StoreError) -> SchemaReport:
 
 
 def with_login(url: str, login: Login) -> str:
-    """``url`` of a PostgreSQL with another user and password. Pure."""
-    parts = split_url(url, "the PostgreSQL URL")
+    """``url`` of a PostgreSQL or Redis with another user and password. Pure."""
+    parts = split_url(url, "the URL")
     query = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if name not in _LOGIN]
     netloc = f"{quote(login.role, safe='')}:{quote(login.password, safe='')}@{parts.netloc.rpartition('@')[2]}"
     return urlunsplit(parts._replace(netloc=netloc, query=urlencode(query)))
 
 
 def login_in(url: str) -> Login | None:
-    """User and password of a PostgreSQL URL; None where it does not hold both. Pure."""
+    """User and password of a URL; None where it does not hold both. Pure."""
     try:
-        user, _, password = split_url(url, "the PostgreSQL URL").netloc.rpartition("@")[0].partition(":")
+        user, _, password = split_url(url, "the URL").netloc.rpartition("@")[0].partition(":")
     except ValueError:
         return None
     return Login(unquote(user), unquote(password)) if user and password else None

@@ -19,6 +19,11 @@ from agenthive_operator.backends.tls_advice import tls_advice, tls_error
 
 __all__ = ["DEFAULT_PORT", "HiveQueues", "Needs", "hive_patterns", "probe", "remove_hive"]
 
+#: The field that names the Secret with each URL of an external server.
+FIELDS: Final = {
+    "url": "spec.redis.external.urlSecretRef",
+    "admin": "spec.redis.external.adminUrlSecretRef",
+}
 CLIENT_NAME: Final = "agenthive:operator"
 PROBE_SECONDS: Final = 5.0
 CLEANUP_BATCH: Final = 500

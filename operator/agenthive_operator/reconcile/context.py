@@ -23,6 +23,7 @@ from agenthive_operator.reconcile.monitor import Monitor
 from agenthive_operator.reconcile.queue import KeyedQueue
 from agenthive_operator.reconcile.rolls import Rolls
 from agenthive_operator.reconcile.status import condition, merge_patch
+from agenthive_operator.reconcile.users import Users
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ class Context:
     figures: Monitor[dict[str, Figures]]
     logins: Logins
     rolls: Rolls
+    users: Users
     certificates: CertificateFolder = field(default_factory=CertificateFolder)
     states: dict[Key, HiveState] = field(default_factory=dict)
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)

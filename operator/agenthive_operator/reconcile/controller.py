@@ -32,6 +32,7 @@ from agenthive_operator.reconcile.monitor import Monitor
 from agenthive_operator.reconcile.queue import KeyedQueue, RetryLater
 from agenthive_operator.reconcile.rolls import Rolls
 from agenthive_operator.reconcile.status import figure_fields, figures_in, material
+from agenthive_operator.reconcile.users import Users
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ class Controller:
         self.queue: KeyedQueue[Key] = KeyedQueue(
             self._reconcile, workers=options.workers, about=lambda key: log.about(*key), ended=ended
         )
+        redis = Monitor[StoreReport]("redis", self.queue.add, good=lambda report: report.ok, permit=kube.check)
         self.context = Context(
             options=options,
             kube=kube,
@@ -98,7 +100,7 @@ class Controller:
             events=EventRecorder(kube),
             resolver=Resolver(kube, enabled=options.resolve_services),
             queue=self.queue,
-            redis=Monitor[StoreReport]("redis", self.queue.add, good=lambda report: report.ok, permit=kube.check),
+            redis=redis,
             caches=Monitor[StoreReport]("caches", self.queue.add, good=lambda report: report.ok, permit=kube.check),
             postgres=Monitor[PostgresReport](
                 "postgres",
@@ -112,6 +114,7 @@ class Controller:
             ),
             logins=Logins(kube, cache, self.queue),
             rolls=Rolls(cache, self.queue),
+            users=Users(kube, cache, look_at=self.queue.add, poke=redis.poke),
         )
         self._hives = HiveReconciler(self.context)
         self._agents = AgentReconciler(self.context)

@@ -18,6 +18,7 @@ from agenthive_operator.api.meta import InvalidObjectError
 from agenthive_operator.backends import postgres, redis
 from agenthive_operator.backends.kube import ApiError, Object
 from agenthive_operator.backends.reports import StoreReport
+from agenthive_operator.backends.users import UsersError
 from agenthive_operator.plan.names import FINALIZER
 from agenthive_operator.reconcile.cache import Key
 from agenthive_operator.reconcile.context import Context
@@ -100,11 +101,21 @@ class HiveDeletion:
         try:
             if server == "redis":
                 await redis.remove_hive(dialled, scope_of(hive), timeout=CLEANUP_TRY_SECONDS)
+                if connection.access.admin is not None:
+                    await self._context.users.remove(key, dialled, scope_of(hive))
             else:
                 schema, roles = schema_name(scope_of(hive)), connection.access.admin is not None
                 async with asyncio.timeout(CLEANUP_TRY_SECONDS), self._stores.database(key):
                     await postgres.remove_schema(dialled, schema, roles=roles)
-        except (BusUnavailable, StoreError, asyncpg.PostgresError, OSError, TimeoutError, ValueError) as error:
+        except (
+            BusUnavailable,
+            UsersError,
+            StoreError,
+            asyncpg.PostgresError,
+            OSError,
+            TimeoutError,
+            ValueError,
+        ) as error:
             return str(error) or type(error).__name__
         return ""
 

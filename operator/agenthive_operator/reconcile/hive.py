@@ -279,6 +279,7 @@ class HiveReconciler:
         )
         self._set_state(key, state)
         self._context.postgres.forget(key)  # another look would make the schema again that is about to be dropped
+        self._context.redis.forget(key)  # and the users
         waiting = await self._deletion.step(key, live, hive)
         if waiting is None:
             return None

@@ -118,15 +118,15 @@ class Logins:
         ``access`` is dialled; ``shown`` is its ``url`` as the hive's Secret has it.
         """
 
-        async def is_gone(agent: str) -> bool:
-            return await self._is_gone(agent, hive)
+        async def nobody_needs(agent: str) -> bool:
+            return await is_gone(self._kube, self._cache, agent, hive)
 
         def on_ready(agent: str) -> None:
             self._queue.add(Key("Agent", hive.namespace, agent))
 
         logins = self._hives.setdefault(hive, HiveLogins())
         self._servers[hive] = shown  # nothing is awaited until ``logins`` forgets what it knew of another
-        return await logins.sync(access, schema, is_gone=is_gone, on_ready=on_ready)
+        return await logins.sync(access, schema, is_gone=nobody_needs, on_ready=on_ready)
 
     def forget(self, agent: Key) -> Key | None:
         """The Agent is gone; returns the hive whose server is to be looked at, if it had a login."""
@@ -141,18 +141,19 @@ class Logins:
         self._hives.pop(hive, None)
         self._servers.pop(hive, None)
 
-    async def _is_gone(self, agent: str, hive: Key) -> bool:
-        """Whether no Agent of this name is in the hive, and no pod of it left. Only the API server's word counts."""
-        if names_hive(self._cache.get("Agent", hive.namespace, agent), hive.name):
-            return False
-        if self._cache.pods_of(hive.namespace, hive=hive.name, agent=agent):
-            return False  # its pods drain
-        try:
-            # rbac: agenthive.dev/agents get
-            return not names_hive(await self._kube.get(AGENT, hive.namespace, agent), hive.name)
-        except ApiError as error:
-            logger.info("the login of agent %s/%s stays for now: %s", hive.namespace, agent, error)
-            return False
+
+async def is_gone(kube: Kube, cache: ObjectCache, agent: str, hive: Key) -> bool:
+    """Whether no Agent of this name is in the hive, and no pod of it left. Only the API server's word counts."""
+    if names_hive(cache.get("Agent", hive.namespace, agent), hive.name):
+        return False
+    if cache.pods_of(hive.namespace, hive=hive.name, agent=agent):
+        return False  # its pods drain
+    try:
+        # rbac: agenthive.dev/agents get
+        return not names_hive(await kube.get(AGENT, hive.namespace, agent), hive.name)
+    except ApiError as error:
+        logger.info("the login of agent %s/%s stays for now: %s", hive.namespace, agent, error)
+        return False
 
 
 def names_hive(agent: Object | None, hive: str) -> bool:

@@ -123,6 +123,12 @@ REASONS: Final[Mapping[str, Mapping[str, Mapping[str, Reason]]]] = {
             "AuthenticationFailed": _REFUSED,
             "VersionTooOld": Reason(_FALSE, "The server is too old for the bus.", "Use Redis ≥ 7 or Valkey ≥ 7.2."),
             "InvalidURL": _INVALID_URL,
+            "UsersFailed": Reason(
+                _FALSE,
+                "The functions of the bus, or the users of the agents, could not be brought into Redis, or do not let "
+                "agents in. Agents that run are left running with the URL they have.",
+                "Do what the message says; it is about the URL that spec.redis.external.adminUrlSecretRef leads to.",
+            ),
             "SecretMissing": _SECRET_MISSING,
             "CertificateInvalid": _CERTIFICATE_INVALID,
             "TLSFailed": _TLS_FAILED,

@@ -74,7 +74,7 @@ class Stores:
             self._context.certificates.forget((key, server))
             secret = await self._context.children.live("Secret", key.namespace, server_name(key.name, server))
             url = secret_data(secret).get("url") if secret is not None and is_labelled(secret) else None
-            # The user that the managed PostgreSQL starts with is its superuser.
+            # The user that a managed server starts with may do everything.
             return Connection(Access(url, admin=url)) if url else Connection(missing=BEING_CREATED)
         secrets = await self._secrets(key, secret_names(external))
         try:
@@ -110,18 +110,22 @@ class Stores:
         if access is None:
             monitor.forget(key)
             return connection.missing
-        url = access.url
+        scope = scope_of(hive)
         needs = redis.Needs(
-            scope_of(hive).hive_prefix,
-            loads=access.admin is None,
-            replicated=hive.spec.messaging.durability == "replicated",
+            scope.hive_prefix, loads=access.admin is None, replicated=hive.spec.messaging.durability == "replicated"
         )
 
         async def check() -> StoreReport:
-            dialled = await self.dial(url, "redis")
-            return dialled if isinstance(dialled, StoreReport) else await redis.probe(dialled, shown=url, needs=needs)
+            dialled = await self.dial_all(access, "redis")
+            if isinstance(dialled, StoreReport):
+                return dialled
+            report = await redis.probe(dialled.url, shown=access.url, needs=needs)
+            if dialled.admin is None:
+                await self._context.users.forget_hive(key)
+                return report
+            return await self._context.users.sync(key, dialled, scope, report, shown=access.url)
 
-        report = monitor.watch(key, (url, needs), check)
+        report = monitor.watch(key, (access, scope, needs), check)
         if report is None or report.ok:
             return report and replace(report, warnings=connection.warnings + report.warnings)
         monitor.poke(key)
@@ -209,12 +213,12 @@ class Stores:
         except (NoEndpointError, ApiError) as error:
             return StoreReport(False, "Unreachable", str(error), endpoint_of(url, PORTS[server]))
 
-    async def dial_all(self, access: Access) -> Access | StoreReport:
-        """As ``dial``, for every way into a PostgreSQL."""
+    async def dial_all(self, access: Access, server: Server = "postgres") -> Access | StoreReport:
+        """As ``dial``, for every way in."""
         dialled: dict[str, str] = {}
         for name in FIELDS:
             url = getattr(access, name)
-            found = await self.dial(url, "postgres") if url else None
+            found = await self.dial(url, server) if url else None
             if isinstance(found, StoreReport):
                 return found
             if found:
@@ -230,11 +234,13 @@ class Stores:
         self._schemas.pop(key, None)
         self._databases.pop(key, None)
         self._context.logins.forget_hive(key)
+        await self._context.users.forget_hive(key)
         if (queues := self._queues.pop(key, None)) is not None:
             await queues.aclose()
 
     async def aclose(self) -> None:
         """Close what is open."""
+        await self._context.users.aclose()
         while self._queues:
             _, queues = self._queues.popitem()
             await queues.aclose()

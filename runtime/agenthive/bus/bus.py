@@ -117,6 +117,11 @@ class Bus:
         """Whether Redis (every master of a cluster) answered when last asked; false while a circuit is open."""
         return self._connections.available
 
+    @property
+    def trouble(self) -> str:
+        """Why it did not, or cannot be used; empty while ``available``."""
+        return self._connections.trouble
+
     async def send(self, message: AgentMessage, *, wait: float = SEND_WAIT_SECONDS) -> str:
         """Put ``message`` into its recipient's queue and return its id, once Redis has it.
 

@@ -13,7 +13,7 @@ from typing import Any
 from agenthive.bus.breaker import Breaker
 from agenthive.bus.cluster import Cluster, routed
 from agenthive.bus.endpoint import Endpoint, Node, shown
-from agenthive.bus.errors import AccessDenied, BusUnavailable
+from agenthive.bus.errors import AccessDenied, BusUnavailable, FunctionsMissing
 from agenthive.bus.lanes import ClusterLane, Lane, Opener, confirm, run
 from agenthive.bus.library import library
 from agenthive.bus.sentinel import Sentinels
@@ -97,6 +97,13 @@ class Connections:
         """Whether Redis, and every master of a cluster, answered when it was last asked."""
         masters = self.cluster.masters if self.cluster else ()
         return not self.breaker.open and not any(self.breaker_of(node).open for node in masters)
+
+    @property
+    def trouble(self) -> str:
+        """Why Redis, or a master of a cluster, does not count as available; empty while it does."""
+        masters = self.cluster.masters if self.cluster else ()
+        breakers = (self.breaker, *(self.breaker_of(node) for node in masters))
+        return next((breaker.reason for breaker in breakers if breaker.open), "")
 
     def check(self, breaker: Breaker | None = None) -> None:
         """Raises BusUnavailable while the circuit is open: that of all, or of ``breaker``."""
@@ -220,6 +227,8 @@ class Connections:
                 about = await self._look_at(connection)
                 try:
                     await library().load(connection, self.endpoint.socket_timeout)
+                except FunctionsMissing as error:
+                    raise FunctionsMissing(f"Redis at {self.endpoint} cannot be used yet: {error}") from error
                 except ReplyError as error:
                     raise AccessDenied(
                         f"Redis at {self.endpoint} does not take the bus's functions: {error}; the user of the URL "

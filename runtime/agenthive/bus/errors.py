@@ -20,6 +20,10 @@ class AccessDenied(BusUnavailable):
     """Redis refuses the user, the password or a command this user needs."""
 
 
+class FunctionsMissing(BusUnavailable):
+    """Redis lacks the functions of this version, and this user may not load them: somebody else is to do so."""
+
+
 class NotReplicated(BusUnavailable):
     """No replica confirmed what was sent (``durability: replicated``); the message may have been accepted."""
 

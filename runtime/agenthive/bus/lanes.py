@@ -11,7 +11,7 @@ from typing import Any
 from agenthive.bus.breaker import Breaker
 from agenthive.bus.cluster import SLOT_BUSY, Cluster, key_of, routed
 from agenthive.bus.endpoint import Endpoint, Node
-from agenthive.bus.errors import BusUnavailable, NotReplicated
+from agenthive.bus.errors import BusUnavailable, FunctionsMissing, NotReplicated
 from agenthive.bus.library import MISSING, library
 from agenthive.bus.policy import reconnect_delay
 from agenthive.bus.sentinel import Sentinels
@@ -35,6 +35,9 @@ async def run(
     if missing:
         try:
             await library().load(connection, timeout)
+        except FunctionsMissing as error:  # who may load them is about to
+            connection.abort()
+            raise ConnectionLost(str(error)) from error
         except ReplyError as error:
             if error.code in _PASSING:
                 connection.abort()

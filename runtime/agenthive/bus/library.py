@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 
+from agenthive.bus.errors import FunctionsMissing
 from agenthive.bus.wire import Command, Connection, ReplyError
 
 FILES = (
@@ -51,14 +52,28 @@ class Library:
         )
 
     async def load(self, connection: Connection, timeout: float) -> None:
-        """Put the library into the server unless it is there. Raises ReplyError when the server refuses it."""
+        """Put the library into the server unless it is there.
+
+        Raises FunctionsMissing where it is not and this user may not load it, ReplyError when the server refuses it.
+        """
+        # Asked first by a function without keys: most find it there, and need not the right to look at libraries. It
+        # also answers where memory is full, when LOAD is refused without a look at it.
+        (there,) = await connection.execute([("FCALL", f"{self.name}_clock", 0)], timeout)
+        if not isinstance(there, ReplyError):
+            return
+        if MISSING not in str(there) and there.code != "NOPERM":
+            raise there
         (answer,) = await connection.execute([("FUNCTION", "LOAD", self.code)], timeout)
         if not isinstance(answer, ReplyError) or "already exists" in str(answer):
             return
-        if answer.code == "OOM":  # refused without a look at it; a worker that comes to drain the queues must get in
-            (found,) = await connection.execute([("FUNCTION", "LIST", "LIBRARYNAME", self.name)], timeout)
-            if found and not isinstance(found, ReplyError):
-                return
+        if answer.code == "NOPERM" and MISSING in str(there):
+            from agenthive import __version__  # noqa: PLC0415 - it takes a look at what is installed
+
+            raise FunctionsMissing(
+                f"it has no library {self.name}, which is the bus of agenthive {__version__}, and this user may"
+                " not load it. The operator loads that of its own version: give the agent's image the same version of"
+                " agenthive, or upgrade the operator; if it is the same, wait until it has looked at this Redis"
+            )
         raise answer
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from agenthive.bus.cluster import SLOT_BUSY
 from agenthive.bus.connections import Connections, Shard
-from agenthive.bus.errors import BusError, BusUnavailable, QueueFull
+from agenthive.bus.errors import AccessDenied, BusError, BusUnavailable, QueueFull
 from agenthive.bus.library import library
 from agenthive.bus.policy import FULL_QUEUE_FIRST_DELAY, FULL_QUEUE_MAX_DELAY
 from agenthive.bus.wire import Command, ConnectionLost, ReplyError
@@ -211,7 +211,7 @@ class Sender:
             commands = [self._command(outbox, batch, again or batch[0].again) for outbox, batch in batches]
             try:
                 answers = await self._lane.execute(commands, meanwhile=self._settle)
-            except ConnectionLost as error:
+            except (ConnectionLost, AccessDenied) as error:  # a server that was restarted may get its users a bit later
                 self._settle()
                 # A batch may be sent twice: queues know the ids they have taken, and copies of a topic go to queues.
                 again = True
