@@ -24,6 +24,7 @@ import click
 import kopf
 
 from agenthive_operator.backends.kube import CHILDREN, CUSTOM, Kube, Object, Resource, load_configuration
+from agenthive_operator.backends.place import operator_place
 from agenthive_operator.reconcile.cache import SELECTOR
 from agenthive_operator.reconcile.context import Options
 from agenthive_operator.reconcile.controller import Controller, Health
@@ -99,6 +100,7 @@ def wire(observe: Callable[[str | None, Object], None], health: Callable[[], Hea
         # rbac: apps/deployments list,watch
         # rbac: apps/statefulsets list,watch
         # rbac: core/services,secrets,configmaps,pods list,watch
+        # rbac: networking.k8s.io/networkpolicies list,watch
         # rbac: core/namespaces list,watch
         # rbac: apiextensions.k8s.io/customresourcedefinitions list,watch
         @kopf.on.event(*_selector(resource), id=f"watch-{resource.plural}", registry=registry)
@@ -305,6 +307,7 @@ def main(
         resolve_services=resolve_services,
         cleanup_seconds=cleanup_seconds,
         resync_seconds=resync_seconds,
+        place=operator_place(),
     )
     # Two threads share the interpreter, kopf's and ours, and ours does much I/O: with the default of 5 ms each system
     # call of ours may wait that long to go on.

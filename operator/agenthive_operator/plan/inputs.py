@@ -24,6 +24,19 @@ class ObservedServer:
 
 
 @dataclass(frozen=True, slots=True)
+class OperatorPlace:
+    """Where the operator runs.
+
+    Attributes:
+        namespace: That of its pod; None where it is no pod of the cluster that it works for.
+        nameservers: Addresses of the DNS servers of its pod, which are those of the agents' pods.
+    """
+
+    namespace: str | None = None
+    nameservers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ObservedHive:
     """What ``plan_hive`` knows beside the hive."""
 

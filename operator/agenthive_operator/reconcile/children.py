@@ -22,7 +22,7 @@ from agenthive_operator.reconcile.conditions import Problem
 logger = logging.getLogger(__name__)
 
 APPLIED: Final = "agenthive.dev/applied"
-PRUNED: Final = frozenset({"Deployment", "StatefulSet", "Service", "Secret", "ConfigMap"})
+PRUNED: Final = frozenset({"Deployment", "StatefulSet", "Service", "Secret", "ConfigMap", "NetworkPolicy"})
 REFUSALS: Final = frozenset({400, 403, 405, 413, 422})
 
 
@@ -43,6 +43,7 @@ class Children:
         # rbac: core/services get
         # rbac: apps/statefulsets get
         # rbac: apps/deployments get
+        # rbac: networking.k8s.io/networkpolicies get
         found = await self._kube.get(BY_KIND[kind], namespace, name)
         if found is not None and is_labelled(found):
             self._cache.put(found)
@@ -66,6 +67,7 @@ class Children:
                 # rbac: core/services create,patch
                 # rbac: apps/statefulsets create,patch
                 # rbac: apps/deployments create,patch
+                # rbac: networking.k8s.io/networkpolicies create,patch
                 answer = await self._kube.apply(body)
             except ApiError as error:
                 if error.status in REFUSALS:
@@ -104,6 +106,7 @@ class Children:
             # rbac: core/services delete
             # rbac: apps/statefulsets delete
             # rbac: apps/deployments delete
+            # rbac: networking.k8s.io/networkpolicies delete
             await self._kube.delete(BY_KIND[ref.kind], ref.namespace, ref.name, uid=obj["metadata"]["uid"])
             logger.info("pruned %s %s/%s", *ref)
 

@@ -176,6 +176,7 @@ class Controller:
                 # rbac: core/secrets list
                 # rbac: core/configmaps list
                 # rbac: core/pods list
+                # rbac: networking.k8s.io/networkpolicies list
                 items, version = await self.context.kube.list(resource, namespace, labels=labels)
             except ApiError as error:
                 complete = False

@@ -22,6 +22,7 @@ from agenthive_operator.plan.connections import ConnectionBudget, connection_bud
 from agenthive_operator.plan.hive import plan_claims, plan_hive
 from agenthive_operator.plan.inputs import ObservedHive, ObservedServer
 from agenthive_operator.plan.names import HIVE_LABEL, INSTANCE_ANNOTATION, server_name
+from agenthive_operator.plan.network import blame, closed_servers, plan_network
 from agenthive_operator.plan.references import hive_references
 from agenthive_operator.plan.replicas import replicas_of
 from agenthive_operator.reconcile.cache import Key
@@ -141,12 +142,20 @@ class HiveReconciler:
         observed = ObservedHive(
             redis=await self._observe_server(hive, "redis"), postgres=await self._observe_server(hive, "postgres")
         )
-        planned = plan_hive(hive, observed)
+        planned, policies = plan_hive(hive, observed), plan_network(hive, self._context.options.place)
         problem = await self._context.children.apply(planned)
         if problem is not None:
             return problem
-        await self._context.children.prune(hive.metadata.uid, planned)
-        return await self._context.children.apply_existing(plan_claims(hive, observed))
+        await self._context.children.prune(hive.metadata.uid, [*planned, *policies])
+        refused = await self._apply_policies(policies)
+        return await self._context.children.apply_existing(plan_claims(hive, observed)) or refused
+
+    async def _apply_policies(self, policies: list[Object]) -> Problem | None:
+        """Apply the NetworkPolicies. One that is refused keeps nothing else from going on, and stays as it was."""
+        problem = await self._context.children.apply(policies)
+        if problem is None or problem.reason != "ApplyRejected":
+            return problem
+        return Problem(problem.reason, blame(problem.message))
 
     async def _observe_server(self, hive: AgentHive, server: Server) -> ObservedServer:
         """The password a managed server has, or a fresh one; and the size of its claim."""
@@ -184,6 +193,7 @@ class HiveReconciler:
             agents_ready=len(agents) - len(waiting),
             agents_not_ready=waiting,
             suspended=hive.spec.suspend,
+            closed=closed_servers(hive),
             problem=problem,
         )
 
