@@ -117,6 +117,21 @@ def server_cases(server: str) -> list[Case]:
         ),
         create(f"{server}: ephemeral", managed(server, ephemeral=True)),
         create(
+            f"{server}: annotations of backup tools",
+            managed(
+                server,
+                annotations={
+                    "pre.hook.backup.velero.io/command": "[]",
+                    "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+                    "plain": "",
+                },
+            ),
+        ),
+        *(
+            create(f"{server}: annotation {key}", managed(server, annotations={key: "x"}), "belong to the operator")
+            for key in ("agenthive.dev/checksum", "pv.kubernetes.io/bind-completed", "kubernetes.io/a", "a.k8s.io/b")
+        ),
+        create(
             f"{server}: ephemeral with storage",
             managed(server, ephemeral=True, storage={"size": "1Gi"}),
             "set either storage (a volume that stays) or ephemeral: true",

@@ -244,10 +244,10 @@ class Kube:
 
     # ---- writing
 
-    async def apply(self, body: Object, *, dry_run: bool = False) -> Object:
-        """Server-side apply of ``body`` as ``agenthive-operator``, taking over fields that others hold."""
+    async def apply(self, body: Object, *, dry_run: bool = False, manager: str = FIELD_MANAGER) -> Object:
+        """Server-side apply of ``body`` as ``manager``, taking over fields that others hold."""
         resource, metadata = BY_KIND[body["kind"]], body["metadata"]
-        query = {"fieldManager": FIELD_MANAGER, "force": "true"} | ({"dryRun": "All"} if dry_run else {})
+        query = {"fieldManager": manager, "force": "true"} | ({"dryRun": "All"} if dry_run else {})
         path = resource.path(metadata["namespace"], metadata["name"])
         return await self._json("PATCH", path, query, body, content_type="application/apply-patch+yaml")
 

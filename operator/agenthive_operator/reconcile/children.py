@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from agenthive_operator.backends.kube import BY_KIND, ApiError, Kube, Object
 from agenthive_operator.plan.checksum import digest
-from agenthive_operator.plan.names import HIVE_LABEL, MANAGED_BY, MANAGED_BY_LABEL
+from agenthive_operator.plan.names import FIELD_MANAGER, HIVE_LABEL, MANAGED_BY, MANAGED_BY_LABEL
 from agenthive_operator.reconcile.cache import ObjectCache, controller_of, ref_of
 from agenthive_operator.reconcile.conditions import Problem
 
@@ -77,17 +77,20 @@ class Children:
             logger.info("applied %s %s/%s", *ref_of(body))
         return None
 
-    async def apply_existing(self, planned: Sequence[Object]) -> Problem | None:
-        """Apply to objects that somebody else made and keeps, where they exist and differ."""
+    async def apply_existing(self, planned: Sequence[Object], manager: str = FIELD_MANAGER) -> Problem | None:
+        """Apply to objects that somebody else made and keeps, where they exist and differ.
+
+        What ``manager`` applied before and ``planned`` lacks is taken away, as far as annotations go.
+        """
         for body in planned:
             kind, namespace, name = ref_of(body)
             # rbac: core/persistentvolumeclaims get
             live = await self._kube.get(BY_KIND[kind], namespace, name)
-            if live is None or not needs_apply(body, live):
+            if live is None or not (needs_apply(body, live) or has_leftovers(body, live, manager)):
                 continue
             try:
                 # rbac: core/persistentvolumeclaims patch
-                await self._kube.apply(body)
+                await self._kube.apply(body, manager=manager)
             except ApiError as error:
                 if error.status in REFUSALS:
                     return Problem("ApplyRejected", f"{kind} {name}: {error.message}")
@@ -129,6 +132,16 @@ def prepare(plan: Mapping[str, Any]) -> Object:
 def needs_apply(body: Mapping[str, Any], live: Mapping[str, Any]) -> bool:
     """Whether ``live`` differs from ``body`` in a field that ``body`` sets (its hash annotation among them)."""
     return not covers(live, body)
+
+
+def has_leftovers(body: Mapping[str, Any], live: Mapping[str, Any], manager: str) -> bool:
+    """Whether ``live`` carries annotations that ``manager`` applied and ``body`` lacks."""
+    wanted = {f"f:{key}" for key in body["metadata"].get("annotations") or ()}
+    return any(
+        set(((entry.get("fieldsV1") or {}).get("f:metadata") or {}).get("f:annotations") or ()) - wanted - {"."}
+        for entry in live["metadata"].get("managedFields") or ()
+        if entry.get("manager") == manager and entry.get("operation") == "Apply"
+    )
 
 
 def covers(live: Any, wanted: Any, *, quantity: bool = False) -> bool:
