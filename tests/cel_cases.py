@@ -117,6 +117,21 @@ def server_cases(server: str) -> list[Case]:
         ),
         create(f"{server}: ephemeral", managed(server, ephemeral=True)),
         create(
+            f"{server}: annotations of backup tools",
+            managed(
+                server,
+                annotations={
+                    "pre.hook.backup.velero.io/command": "[]",
+                    "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+                    "plain": "",
+                },
+            ),
+        ),
+        *(
+            create(f"{server}: annotation {key}", managed(server, annotations={key: "x"}), "belong to the operator")
+            for key in ("agenthive.dev/checksum", "pv.kubernetes.io/bind-completed", "kubernetes.io/a", "a.k8s.io/b")
+        ),
+        create(
             f"{server}: ephemeral with storage",
             managed(server, ephemeral=True, storage={"size": "1Gi"}),
             "set either storage (a volume that stays) or ephemeral: true",
@@ -480,6 +495,42 @@ POD_TEMPLATE = [
     ),
 ]
 
+
+def network(**fields: Any) -> Manifest:
+    """A hive with ``fields`` of networkPolicy."""
+    return hive(networkPolicy=fields)
+
+
+PEER = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}, "podSelector": {}}
+TO_DATABASE = {"to": [{"ipBlock": {"cidr": "10.9.0.0/16", "except": ["10.9.1.0/24"]}}], "ports": [{"port": 5432}]}
+NETWORK_POLICY = [
+    create("network: disabled", network(enabled=False)),
+    create("network: metrics for a namespace", network(metricsFrom=[PEER])),
+    create("network: metrics for nobody named", network(metricsFrom=[{}]), "a peer needs a podSelector"),
+    create("network: a list of peers that is none", network(metricsFrom=PEER), "metricsFrom"),
+    create(
+        "network: a peer of two kinds",
+        network(metricsFrom=[PEER | {"ipBlock": {"cidr": "10.0.0.0/8"}}]),
+        "a peer is either an ipBlock",
+    ),
+    create("network: a block without a range", network(metricsFrom=[{"ipBlock": {}}]), "metricsFrom[0].ipBlock.cidr"),
+    create("network: egress denied", network(egress="deny")),
+    create("network: egress allowed to a range", network(egress="deny", allowEgress=[TO_DATABASE])),
+    create("network: egress allowed on a port", network(egress="deny", allowEgress=[{"ports": [{"port": 443}]}])),
+    create("network: a rule that allows all", network(egress="deny", allowEgress=[{}]), "would allow everything"),
+    create(
+        "network: a rule of empty lists",
+        network(egress="deny", allowEgress=[{"to": [], "ports": []}]),
+        "would allow everything",
+    ),
+    create(
+        "network: egress to an empty peer", network(egress="deny", allowEgress=[{"to": [{}]}]), "a peer needs a podSel"
+    ),
+    create("network: allowed while open", network(allowEgress=[TO_DATABASE]), "no effect while egress is open"),
+    create("network: nothing allowed while open", network(egress="open", allowEgress=[])),
+    create("network: egress neither open nor denied", network(egress="closed"), "networkPolicy.egress"),
+]
+
 CASES: list[Case] = [
     *HIVE_NAMES,
     *server_cases("redis"),
@@ -496,4 +547,5 @@ CASES: list[Case] = [
     *env_cases("agent", agent),
     *AGENT_BOUNDS,
     *POD_TEMPLATE,
+    *NETWORK_POLICY,
 ]

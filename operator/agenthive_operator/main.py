@@ -27,6 +27,7 @@ import kopf
 from agenthive_operator import log
 from agenthive_operator.backends.kube import CHILDREN, CUSTOM, Kube, Object, Resource, load_configuration
 from agenthive_operator.backends.lease import Election, LeaseLostError, LeaseName, own_identity, own_namespace
+from agenthive_operator.backends.place import operator_place
 from agenthive_operator.metrics import Metrics
 from agenthive_operator.probes import serving, split_address
 from agenthive_operator.reconcile.cache import SELECTOR, Key
@@ -112,6 +113,7 @@ def wire(
         # rbac: apps/statefulsets list,watch
         # rbac: core/services,secrets,configmaps,pods list,watch
         # rbac: policy/poddisruptionbudgets list,watch
+        # rbac: networking.k8s.io/networkpolicies list,watch
         # rbac: core/namespaces list,watch
         # rbac: apiextensions.k8s.io/customresourcedefinitions list,watch
         @kopf.on.event(*_selector(resource), id=f"watch-{resource.plural}", registry=registry)
@@ -378,6 +380,7 @@ def main(
         resolve_services=resolve_services,
         cleanup_seconds=cleanup_seconds,
         resync_seconds=resync_seconds,
+        place=operator_place(),
     )
     # Two threads share the interpreter, kopf's and ours, and ours does much I/O: with the default of 5 ms each system
     # call of ours may wait that long to go on.

@@ -38,6 +38,7 @@ def test_kopf_is_told_to_write_nothing_and_to_select_children_on_the_server() ->
         "secrets",
         "configmaps",
         "poddisruptionbudgets",
+        "networkpolicies",
         "pods",
     }
 
@@ -46,12 +47,12 @@ async def test_every_watched_kind_hands_its_events_over() -> None:
     seen: list[tuple[str | None, dict[str, Any]]] = []
     registry = wire(lambda kind, obj: seen.append((kind, obj)), Metrics().tracing)
     handlers = list(registry._watching.get_all_handlers())
-    assert len(handlers) == 9
+    assert len(handlers) == 10
     for handler in handlers:
         await handler.fn(event={"type": "ADDED", "object": {"metadata": {"name": "x"}}})  # type: ignore[call-arg, misc]
     assert {obj["kind"] for _, obj in seen} == {
         "AgentHive", "Agent", "Deployment", "StatefulSet", "Service", "Secret", "ConfigMap", "Pod",
-        "PodDisruptionBudget",
+        "PodDisruptionBudget", "NetworkPolicy",
     }  # fmt: skip
 
 

@@ -107,7 +107,16 @@ class ManagedServer(ApiModel):
     resources: ResourceRequirements | None = Field(None, description="Compute resources of the server.")
     annotations: Annotations = Field(
         default_factory=dict,
-        description="Annotations of the server's pod and of its volume claim, for tools that back up volumes.",
+        description="Annotations of the server's pod and of its volume claim, for tools that back up volumes. A change "
+        "restarts the server.",
+        json_schema_extra=s.rules(
+            s.Rule(
+                "self.all(k, !k.matches('^([^/]+[.])?(agenthive[.]dev|kubernetes[.]io|k8s[.]io)/')"
+                " || k.startsWith('cluster-autoscaler.kubernetes.io/'))",
+                "annotations of agenthive.dev, kubernetes.io and k8s.io belong to the operator and to Kubernetes:"
+                " choose others (of these, cluster-autoscaler.kubernetes.io/* may be set)",
+            )
+        ),
     )
 
 

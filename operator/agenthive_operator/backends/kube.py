@@ -77,6 +77,8 @@ SECRET: Final = Resource("Secret", "secrets")
 CONFIG_MAP: Final = Resource("ConfigMap", "configmaps")
 # rbac: core/services get,list,watch,create,patch,delete
 SERVICE: Final = Resource("Service", "services")
+# rbac: networking.k8s.io/networkpolicies get,list,watch,create,patch,delete
+NETWORK_POLICY: Final = Resource("NetworkPolicy", "networkpolicies", "networking.k8s.io")
 # rbac: core/events get,create,patch
 EVENT: Final = Resource("Event", "events")
 # rbac: discovery.k8s.io/endpointslices list
@@ -92,7 +94,7 @@ LEASE: Final = Resource("Lease", "leases", "coordination.k8s.io")
 # rbac: apiextensions.k8s.io/customresourcedefinitions list,watch
 
 CUSTOM: Final = (AGENT_HIVE, AGENT)
-CHILDREN: Final = (DEPLOYMENT, STATEFUL_SET, SERVICE, SECRET, CONFIG_MAP, DISRUPTION_BUDGET, POD)
+CHILDREN: Final = (DEPLOYMENT, STATEFUL_SET, SERVICE, SECRET, CONFIG_MAP, DISRUPTION_BUDGET, POD, NETWORK_POLICY)
 """Kinds watched by label, in the order in which a resync lists them."""
 BY_KIND: Final[Mapping[str, Resource]] = {
     resource.kind: resource for resource in (*CUSTOM, *CHILDREN, CLAIM, EVENT, ENDPOINT_SLICE, LEASE)
@@ -138,8 +140,7 @@ async def load_configuration() -> client.Configuration:
     """
     load: Any = config  # the package carries no annotations
     configuration = client.Configuration()
-    named = os.environ.get("KUBECONFIG", "").strip() or _default_kubeconfig()
-    if named:
+    if named := kubeconfig_path():
         await load.load_kube_config(config_file=named, client_configuration=configuration, persist_config=False)
     else:
         load.load_incluster_config(client_configuration=configuration)
@@ -155,6 +156,11 @@ def proxy_of(url: str) -> str | None:
     if proxy_bypass(parts.netloc):
         return None
     return getproxies().get(parts.scheme)
+
+
+def kubeconfig_path() -> str:
+    """The kubeconfig to use: that of KUBECONFIG, else ~/.kube/config outside of a pod; empty where there is none."""
+    return os.environ.get("KUBECONFIG", "").strip() or _default_kubeconfig()
 
 
 def _default_kubeconfig() -> str:
@@ -283,10 +289,10 @@ class Kube:
 
     # ---- writing
 
-    async def apply(self, body: Object, *, dry_run: bool = False) -> Object:
-        """Server-side apply of ``body`` as ``agenthive-operator``, taking over fields that others hold."""
+    async def apply(self, body: Object, *, dry_run: bool = False, manager: str = FIELD_MANAGER) -> Object:
+        """Server-side apply of ``body`` as ``manager``, taking over fields that others hold."""
         resource, metadata = BY_KIND[body["kind"]], body["metadata"]
-        query = {"fieldManager": FIELD_MANAGER, "force": "true"} | ({"dryRun": "All"} if dry_run else {})
+        query = {"fieldManager": manager, "force": "true"} | ({"dryRun": "All"} if dry_run else {})
         path = resource.path(metadata["namespace"], metadata["name"])
         return await self._json("PATCH", path, query, body, content_type="application/apply-patch+yaml")
 

@@ -8,7 +8,7 @@ from agenthive_operator.api.hive import AgentHive
 from agenthive_operator.plan.inputs import ObservedHive
 from agenthive_operator.plan.postgres import plan_postgres
 from agenthive_operator.plan.redis import plan_redis
-from agenthive_operator.plan.servers import grown_claim
+from agenthive_operator.plan.servers import annotated_claim, grown_claim
 
 
 def plan_hive(hive: AgentHive, observed: ObservedHive) -> list[dict[str, Any]]:
@@ -34,4 +34,17 @@ def plan_claims(hive: AgentHive, observed: ObservedHive) -> list[dict[str, Any]]
         claims.append(grown_claim(hive, "redis", redis, observed.redis))
     if (postgres := hive.spec.postgres.run) is not None:
         claims.append(grown_claim(hive, "postgres", postgres, observed.postgres))
+    return [claim for claim in claims if claim is not None]
+
+
+def plan_annotations(hive: AgentHive, observed: ObservedHive) -> list[dict[str, Any]]:
+    """Volume claims of the managed servers with the annotations they are to have: apply them where they exist.
+
+    The former ones are known from the StatefulSet, so that claims come before it.
+    """
+    claims = []
+    if (redis := hive.spec.redis.run) is not None:
+        claims.append(annotated_claim(hive, "redis", redis, observed.redis))
+    if (postgres := hive.spec.postgres.run) is not None:
+        claims.append(annotated_claim(hive, "postgres", postgres, observed.postgres))
     return [claim for claim in claims if claim is not None]

@@ -18,10 +18,26 @@ class ObservedServer:
             managed server: minting is I/O and happens once, outside the plan.
         claim_size: Size in the volumeClaimTemplates of the StatefulSet that exists; None where there is none.
             Templates are immutable: a larger size goes to the claim itself (``plan_claims``).
+        annotated: Whether the claim may carry annotations from the spec as it was: the StatefulSet that exists has
+            some, or none exists and the claim may be an earlier hive's.
     """
 
     password: str | None = None
     claim_size: str | None = None
+    annotated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorPlace:
+    """Where the operator runs.
+
+    Attributes:
+        namespace: That of its pod; None where it is no pod of the cluster that it works for.
+        nameservers: Addresses of the DNS servers of its pod, which are those of the agents' pods.
+    """
+
+    namespace: str | None = None
+    nameservers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

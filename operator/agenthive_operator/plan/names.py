@@ -10,6 +10,8 @@ from agenthive_operator.api.hive import AgentHive
 Component = Literal["redis", "postgres", "agent"]
 
 FIELD_MANAGER = "agenthive-operator"
+# Annotations of volume claims are applied by a name of their own: leaving them out takes away nothing else.
+ANNOTATIONS_MANAGER = "agenthive-operator-annotations"
 FINALIZER = "agenthive.dev/cleanup"
 CHECKSUM_ANNOTATION = "agenthive.dev/checksum"
 # On an agent's Deployment: digests of its pod template, and of the hive's part in it.

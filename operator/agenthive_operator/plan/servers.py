@@ -130,7 +130,7 @@ def _stateful_set(
         "template": {
             "metadata": {
                 "labels": names.labels(hive.metadata.name, component),
-                "annotations": {names.CHECKSUM_ANNOTATION: checksum},
+                "annotations": {**spec.annotations, names.CHECKSUM_ANNOTATION: checksum},
             },
             "spec": _pod_spec(name, spec, parts),
         },
@@ -207,4 +207,24 @@ def grown_claim(
             "namespace": hive.metadata.namespace,
         },
         "spec": {"resources": {"requests": {"storage": canonical(wanted)}}},
+    }
+
+
+def annotated_claim(
+    hive: AgentHive, component: Component, spec: ManagedServer, observed: ObservedServer
+) -> dict[str, Any] | None:
+    """The volume claim with the annotations that the spec asks for; None where it has none and had none.
+
+    They are not in the StatefulSet's template of the claim, which is immutable.
+    """
+    if spec.ephemeral or not (spec.annotations or observed.annotated):
+        return None
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {
+            "name": names.claim_name(hive.metadata.name, component),
+            "namespace": hive.metadata.namespace,
+            "annotations": dict(spec.annotations),
+        },
     }

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from agenthive_operator.backends.kube import BY_KIND, ApiError, Kube, Object
 from agenthive_operator.plan.checksum import digest
-from agenthive_operator.plan.names import HIVE_LABEL, MANAGED_BY, MANAGED_BY_LABEL
+from agenthive_operator.plan.names import FIELD_MANAGER, HIVE_LABEL, MANAGED_BY, MANAGED_BY_LABEL
 from agenthive_operator.reconcile.cache import ObjectCache, controller_of, ref_of
 from agenthive_operator.reconcile.conditions import Problem
 from agenthive_operator.reconcile.refusals import is_refusal, refusal
@@ -23,7 +23,9 @@ from agenthive_operator.reconcile.refusals import is_refusal, refusal
 logger = logging.getLogger(__name__)
 
 APPLIED: Final = "agenthive.dev/applied"
-PRUNED: Final = frozenset({"Deployment", "StatefulSet", "Service", "Secret", "ConfigMap", "PodDisruptionBudget"})
+PRUNED: Final = frozenset(
+    {"Deployment", "StatefulSet", "Service", "Secret", "ConfigMap", "PodDisruptionBudget", "NetworkPolicy"}
+)
 
 
 class Children:
@@ -44,6 +46,7 @@ class Children:
         # rbac: apps/statefulsets get
         # rbac: apps/deployments get
         # rbac: policy/poddisruptionbudgets get
+        # rbac: networking.k8s.io/networkpolicies get
         found = await self._kube.get(BY_KIND[kind], namespace, name)
         if found is not None and is_labelled(found):
             self._cache.put(found)
@@ -68,6 +71,7 @@ class Children:
                 # rbac: apps/statefulsets create,patch
                 # rbac: apps/deployments create,patch
                 # rbac: policy/poddisruptionbudgets create,patch
+                # rbac: networking.k8s.io/networkpolicies create,patch
                 answer = await self._kube.apply(body)
             except ApiError as error:
                 if error.of_ending_namespace:
@@ -81,17 +85,20 @@ class Children:
             logger.info("applied %s %s/%s", *ref_of(body))
         return None
 
-    async def apply_existing(self, planned: Sequence[Object]) -> Problem | None:
-        """Apply to objects that somebody else made and keeps, where they exist and differ."""
+    async def apply_existing(self, planned: Sequence[Object], manager: str = FIELD_MANAGER) -> Problem | None:
+        """Apply to objects that somebody else made and keeps, where they exist and differ.
+
+        What ``manager`` applied before and ``planned`` lacks is taken away, as far as annotations go.
+        """
         for body in planned:
             kind, namespace, name = ref_of(body)
             # rbac: core/persistentvolumeclaims get
             live = await self._kube.get(BY_KIND[kind], namespace, name)
-            if live is None or not needs_apply(body, live):
+            if live is None or not (needs_apply(body, live) or has_leftovers(body, live, manager)):
                 continue
             try:
                 # rbac: core/persistentvolumeclaims patch
-                await self._kube.apply(body)
+                await self._kube.apply(body, manager=manager)
             except ApiError as error:
                 if is_refusal(error):
                     return refusal(error, f"{kind} {name}")
@@ -111,6 +118,7 @@ class Children:
             # rbac: apps/statefulsets delete
             # rbac: apps/deployments delete
             # rbac: policy/poddisruptionbudgets delete
+            # rbac: networking.k8s.io/networkpolicies delete
             await self._kube.delete(BY_KIND[ref.kind], ref.namespace, ref.name, uid=obj["metadata"]["uid"])
             logger.info("pruned %s %s/%s", *ref)
 
@@ -133,6 +141,16 @@ def prepare(plan: Mapping[str, Any]) -> Object:
 def needs_apply(body: Mapping[str, Any], live: Mapping[str, Any]) -> bool:
     """Whether ``live`` differs from ``body`` in a field that ``body`` sets (its hash annotation among them)."""
     return not covers(live, body)
+
+
+def has_leftovers(body: Mapping[str, Any], live: Mapping[str, Any], manager: str) -> bool:
+    """Whether ``live`` carries annotations that ``manager`` applied and ``body`` lacks."""
+    wanted = {f"f:{key}" for key in body["metadata"].get("annotations") or ()}
+    return any(
+        set(((entry.get("fieldsV1") or {}).get("f:metadata") or {}).get("f:annotations") or ()) - wanted - {"."}
+        for entry in live["metadata"].get("managedFields") or ()
+        if entry.get("manager") == manager and entry.get("operation") == "Apply"
+    )
 
 
 def covers(live: Any, wanted: Any, *, quantity: bool = False) -> bool:

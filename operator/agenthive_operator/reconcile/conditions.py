@@ -50,7 +50,7 @@ class HiveInput:
     """All that a hive's conditions depend on. A report is None while the first probe is under way.
 
     ``cache`` counts where the cache has a Redis of its own (``own_cache``). ``budget`` is None while it is unknown, or
-    where PgBouncer stands between the agents and the server.
+    where PgBouncer stands between the agents and the server. ``closed``: servers that NetworkPolicies keep agents from.
     """
 
     redis: StoreReport | None
@@ -64,6 +64,7 @@ class HiveInput:
     agents_ready: int = 0
     agents_not_ready: tuple[str, ...] = ()
     suspended: bool = False
+    closed: frozenset[str] = frozenset()
     problem: Problem | None = None
     halted: str = ""
     """What is said of a change that is kept from the agents because it fails."""
@@ -129,8 +130,8 @@ def sooner(again: float | None, problem: Problem | None) -> float | None:
 def hive_conditions(seen: HiveInput) -> dict[str, Verdict]:
     """All conditions of a hive, by type."""
     parts = {
-        "RedisReady": _redis(seen),
-        "PostgresReady": _postgres(seen),
+        "RedisReady": _reached(_redis(seen), closed="redis" in seen.closed),
+        "PostgresReady": _reached(_postgres(seen), closed="postgres" in seen.closed),
         "SchemaReady": _schema(seen.schema),
         "AgentsReady": _agents(seen),
     }
@@ -155,6 +156,17 @@ def _warned(verdict: Verdict, reason: str, text: str) -> Verdict:
     """A condition that is True with something to mend besides: the first reason stands, the texts are all there."""
     first = verdict.reason if verdict.reason != "Reachable" else reason
     return Verdict("True", first, f"{verdict.message}; {text}")
+
+
+def _reached(verdict: Verdict, *, closed: bool) -> Verdict:
+    """A server that is ready, unless the hive's own NetworkPolicy keeps its agents from it."""
+    if verdict.status != "True" or not closed:
+        return verdict
+    text = (
+        "agents are kept from a server that is external, for spec.networkPolicy.egress is deny and allowEgress is"
+        " empty: list its address in allowEgress"
+    )
+    return _warned(verdict, "EgressDenied", text)
 
 
 def _redis(seen: HiveInput) -> Verdict:

@@ -15,6 +15,7 @@ from agenthive_operator.backends.kube import Kube, Object
 from agenthive_operator.backends.references import References
 from agenthive_operator.backends.reports import Figures, PostgresReport, StoreReport
 from agenthive_operator.backends.resolve import Resolver
+from agenthive_operator.plan.inputs import OperatorPlace
 from agenthive_operator.reconcile.cache import Key, ObjectCache
 from agenthive_operator.reconcile.children import Children
 from agenthive_operator.reconcile.conditions import Verdict
@@ -31,7 +32,7 @@ class Options:
     """What the operator was started with.
 
     ``runtime_image``: image of agents for which nobody names one. ``cleanup_seconds``: how long the deletion of a hive
-    may wait for servers that have to be cleaned, beyond the time its agents need to drain.
+    may wait for servers that have to be cleaned, beyond the time its agents need to drain. ``place``: where it runs.
     """
 
     namespaces: tuple[str, ...] = ()
@@ -40,6 +41,7 @@ class Options:
     cleanup_seconds: float = 120.0
     resync_seconds: float = 300.0
     workers: int = 8
+    place: OperatorPlace = field(default_factory=OperatorPlace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +119,16 @@ QUIET = frozenset(
 """Reasons on the way to somewhere, or that only point at another condition: no news of their own."""
 
 ALARMING = frozenset(
-    {"CacheNotReady", "NearConnectionLimit", "CertificateExpiring", "MayEvict", "MayLoseMessages", "NoReplicas"}
-)
+    {
+        "CacheNotReady",
+        "NearConnectionLimit",
+        "CertificateExpiring",
+        "MayEvict",
+        "MayLoseMessages",
+        "NoReplicas",
+        "EgressDenied",
+    }
+)  # fmt: skip
 """Reasons of a condition that is True, and yet somebody should do something."""
 
 

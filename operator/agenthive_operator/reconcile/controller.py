@@ -305,6 +305,7 @@ class Controller:
             # rbac: core/configmaps list
             # rbac: core/pods list
             # rbac: policy/poddisruptionbudgets list
+            # rbac: networking.k8s.io/networkpolicies list
             items, version = await self.context.kube.list(resource, namespace, labels=labels)
         except ApiError as error:
             refused = error.status == 403 and namespace is not None

@@ -19,9 +19,16 @@ from agenthive_operator.backends.kube import AGENT_HIVE, Object, secret_data
 from agenthive_operator.backends.references import Reference
 from agenthive_operator.backends.reports import Figures, PostgresReport, StoreReport
 from agenthive_operator.plan.connections import ConnectionBudget, connection_budget
-from agenthive_operator.plan.hive import plan_claims, plan_hive
+from agenthive_operator.plan.hive import plan_annotations, plan_claims, plan_hive
 from agenthive_operator.plan.inputs import ObservedHive, ObservedServer
-from agenthive_operator.plan.names import HIVE_LABEL, INSTANCE_ANNOTATION, server_name
+from agenthive_operator.plan.names import (
+    ANNOTATIONS_MANAGER,
+    CHECKSUM_ANNOTATION,
+    HIVE_LABEL,
+    INSTANCE_ANNOTATION,
+    server_name,
+)
+from agenthive_operator.plan.network import blame, closed_servers, plan_network
 from agenthive_operator.plan.references import hive_references
 from agenthive_operator.plan.replicas import replicas_of
 from agenthive_operator.plan.rotation import token
@@ -142,12 +149,23 @@ class HiveReconciler:
         observed = ObservedHive(
             redis=await self._observe_server(hive, "redis"), postgres=await self._observe_server(hive, "postgres")
         )
-        planned = plan_hive(hive, observed)
-        problem = await self._context.children.apply(planned)
+        planned, policies = plan_hive(hive, observed), plan_network(hive, self._context.options.place)
+        children = self._context.children
+        # Before the StatefulSets, which say what annotations there were.
+        problem = await children.apply_existing(plan_annotations(hive, observed), ANNOTATIONS_MANAGER)
+        problem = problem or await children.apply(planned)
         if problem is not None:
             return problem
-        await self._context.children.prune(hive.metadata.uid, planned)
-        return await self._context.children.apply_existing(plan_claims(hive, observed))
+        await children.prune(hive.metadata.uid, [*planned, *policies])
+        refused = await self._apply_policies(policies)
+        return await children.apply_existing(plan_claims(hive, observed)) or refused
+
+    async def _apply_policies(self, policies: list[Object]) -> Problem | None:
+        """Apply the NetworkPolicies. One that is refused keeps nothing else from going on, and stays as it was."""
+        problem = await self._context.children.apply(policies)
+        if problem is None or problem.reason != "ApplyRejected":
+            return problem
+        return Problem(problem.reason, blame(problem.message))
 
     async def _observe_server(self, hive: AgentHive, server: Server) -> ObservedServer:
         """The password a managed server has, or a fresh one; and the size of its claim."""
@@ -157,7 +175,7 @@ class HiveReconciler:
         secret = await self._context.children.live("Secret", namespace, name)
         stateful_set = await self._context.children.live("StatefulSet", namespace, name)
         password = known_password(secret, hive.metadata.name) or secrets.token_urlsafe(PASSWORD_BYTES)
-        return ObservedServer(password=password, claim_size=claim_size(stateful_set))
+        return ObservedServer(password, claim_size(stateful_set), annotated=is_annotated(stateful_set))
 
     async def _look(self, key: Key, hive: AgentHive) -> Found:
         """Where the stores are, and what the latest look at each found."""
@@ -185,6 +203,7 @@ class HiveReconciler:
             agents_ready=len(agents) - len(waiting),
             agents_not_ready=waiting,
             suspended=hive.spec.suspend,
+            closed=closed_servers(hive),
             problem=problem,
             halted=self._context.rolls.halted(key),
         )
@@ -341,3 +360,10 @@ def claim_size(stateful_set: Object | None) -> str | None:
         size = template["spec"]["resources"]["requests"].get("storage")
         return str(size) if size else None
     return None
+
+
+def is_annotated(stateful_set: Object | None) -> bool:
+    """Whether a StatefulSet's pods have annotations of the spec's, or there is none to tell."""
+    if stateful_set is None:
+        return True
+    return bool({*(stateful_set["spec"]["template"]["metadata"].get("annotations") or ())} - {CHECKSUM_ANNOTATION})

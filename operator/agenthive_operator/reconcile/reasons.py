@@ -27,6 +27,12 @@ _ENDING: Final = Reason(
 )
 _INVALID: Final = "Correct the field that the message names, or upgrade the operator."
 
+_EGRESS_DENIED: Final = Reason(
+    _TRUE,
+    "The operator reaches the server, which is external. Agents do not where the network enforces NetworkPolicies: "
+    "spec.networkPolicy.egress is deny and allowEgress is empty.",
+    "List the server's address in spec.networkPolicy.allowEgress, or set egress to open.",
+)
 _PROBING: Final = Reason("Unknown", "The first look since the operator started is under way.", _WAIT)
 _REACHABLE: Final = Reason(_TRUE, "The server answers, takes the credentials and is recent enough.")
 _UNREACHABLE: Final = Reason(
@@ -164,6 +170,7 @@ REASONS: Final[Mapping[str, Mapping[str, Mapping[str, Reason]]]] = {
                 "from before read past the cache meanwhile, others start with the cache off.",
                 "Read the message: it is about the server that spec.redis.cache.urlSecretRef leads to.",
             ),
+            "EgressDenied": _EGRESS_DENIED,
         },
         "PostgresReady": {
             "Reachable": _REACHABLE,
@@ -199,6 +206,7 @@ REASONS: Final[Mapping[str, Mapping[str, Mapping[str, Reason]]]] = {
                 "The server is ready, and the pods of the hive may open more than 80 % of the connections that it has.",
                 "Lower spec.postgres.pool.maxSize or replicas, raise max_connections, or put PgBouncer in between.",
             ),
+            "EgressDenied": _EGRESS_DENIED,
         },
         "SchemaReady": {
             "Migrated": Reason(_TRUE, "The hive's schema is at the version that this operator brings."),

@@ -8,13 +8,14 @@ from typing import Any
 import yaml
 
 from agenthive_operator.api import Agent, AgentHive
-from agenthive_operator.plan.inputs import ObservedAgent, ObservedHive, ObservedServer
+from agenthive_operator.plan.inputs import ObservedAgent, ObservedHive, ObservedServer, OperatorPlace
 from agenthive_operator.plan.references import Reference
 
 INPUTS = Path(__file__).with_name("inputs")
 GOLDEN = Path(__file__).with_name("golden")
 
 OBSERVED_HIVE = ObservedHive(ObservedServer("redis-password"), ObservedServer("p@ss/word"))
+PLACE = OperatorPlace("agenthive-system", ("10.96.0.10",))
 OBSERVED_AGENT = ObservedAgent(
     instance_id="local",
     redis_url="redis://:redis-password@demo-redis.team.svc:6379/0",

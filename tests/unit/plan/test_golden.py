@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.unit.plan.build import GOLDEN, INPUTS, OBSERVED_AGENT, OBSERVED_HIVE, agent, hive
+from tests.unit.plan.build import GOLDEN, INPUTS, OBSERVED_AGENT, OBSERVED_HIVE, PLACE, agent, hive
 
 from agenthive_operator.plan.agent import plan_agent
 from agenthive_operator.plan.hive import plan_hive
+from agenthive_operator.plan.network import plan_network
 
 UPDATE = os.environ.get("UPDATE_GOLDEN") == "1"
 PLANS = [
@@ -43,7 +44,7 @@ Dumper.add_representer(str, _text)
 
 def planned(name: str, of_hive: str | None) -> str:
     objects = (
-        plan_hive(hive(name), OBSERVED_HIVE)
+        plan_hive(hive(name), OBSERVED_HIVE) + plan_network(hive(name), PLACE)
         if of_hive is None
         else plan_agent(agent(name), hive(of_hive), OBSERVED_AGENT)
     )

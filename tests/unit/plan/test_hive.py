@@ -11,7 +11,7 @@ from tests.unit.plan.build import OBSERVED_HIVE, hive, manifest, named
 from agenthive_operator.api import AgentHive
 from agenthive_operator.api.hive import HIVE_NAME_MAX
 from agenthive_operator.plan.checksum import object_digest
-from agenthive_operator.plan.hive import plan_claims, plan_hive
+from agenthive_operator.plan.hive import plan_annotations, plan_claims, plan_hive
 from agenthive_operator.plan.inputs import ObservedHive, ObservedServer
 from agenthive_operator.plan.names import claim_name
 from agenthive_operator.plan.servers import MissingPasswordError
@@ -178,3 +178,32 @@ def test_a_digest_sees_data_only() -> None:
 def test_plans_are_pure() -> None:
     of = hive("hive-full")
     assert plan_hive(of, OBSERVED_HIVE) == plan_hive(of, OBSERVED_HIVE)
+
+
+NOTED = {"redis": {"managed": {"annotations": {"a.example/b": "c"}}}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "annotated", "expected"),
+    [
+        ({}, False, {}),
+        (NOTED, False, {"data-demo-redis-0": {"a.example/b": "c"}}),
+        (NOTED, True, {"data-demo-redis-0": {"a.example/b": "c"}, "data-demo-postgres-0": {}}),
+        ({}, True, {"data-demo-redis-0": {}, "data-demo-postgres-0": {}}),
+        ({"redis": {"managed": {"ephemeral": True}}, "postgres": NOTED["redis"]}, True,
+         {"data-demo-postgres-0": {"a.example/b": "c"}}),
+        ({"redis": {"external": {"urlSecretRef": {"name": "u"}}}}, False, {}),
+    ],
+)  # fmt: skip
+def test_annotations_of_claims(spec: dict[str, Any], annotated: bool, expected: dict[str, dict[str, str]]) -> None:
+    server = ObservedServer("p", "1Gi", annotated=annotated)
+    claims = plan_annotations(hive(**spec), ObservedHive(server, server))
+    assert {claim["metadata"]["name"]: claim["metadata"]["annotations"] for claim in claims} == expected
+    assert not any("spec" in claim for claim in claims)
+
+
+def test_annotations_are_those_of_the_pod_and_not_of_the_template_of_the_claim() -> None:
+    found = named(plan_hive(hive(**NOTED), OBSERVED_HIVE), "StatefulSet", "demo-redis")["spec"]
+    before = template(hive(), "demo-redis")["metadata"]["annotations"]
+    assert found["template"]["metadata"]["annotations"] == {"a.example/b": "c", **before}
+    assert "annotations" not in found["volumeClaimTemplates"][0]["metadata"]

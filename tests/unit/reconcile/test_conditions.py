@@ -306,3 +306,17 @@ def test_whatever_is_wrong_comes_with_something_to_do() -> None:
                 fine = reason.status == "True" or name == "UpToDate"
                 assert fine or reason.todo.endswith((".", "`.")), where
                 assert "|" not in reason.meaning + reason.todo, "it would end the cell of the table"
+
+
+@pytest.mark.parametrize(("server", "kind"), [("redis", "RedisReady"), ("postgres", "PostgresReady")])
+def test_a_server_that_a_policy_keeps_agents_from_is_a_warning(server: str, kind: str) -> None:
+    seen = hive_conditions(replace(HEALTHY, closed=frozenset({server})))
+    warned = [name for name, verdict in seen.items() if verdict.reason == "EgressDenied"]
+    assert warned == [kind]
+    assert (seen[kind].status, seen["Ready"].status) == ("True", "True")
+    assert "list its address in allowEgress" in seen[kind].message
+
+
+def test_a_server_that_is_not_ready_says_so_first() -> None:
+    seen = hive_conditions(replace(HEALTHY, redis=None, closed=frozenset({"redis"})))
+    assert seen["RedisReady"].reason == "Probing"

@@ -9,6 +9,7 @@ from typing import Any
 from . import crds, errors
 from .errors import FieldError, Json
 from .kinds import Kind
+from .network_checks import check_network_policy
 from .quantity import quantity_value
 
 _LABEL = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
@@ -426,6 +427,7 @@ _CHECKS: dict[str, Callable[[Json, Json | None], list[FieldError]]] = {
     "daemonsets.apps": _workload,
     "statefulsets.apps": _stateful_set,
     "leases.coordination.k8s.io": _lease,
+    "networkpolicies.networking.k8s.io": check_network_policy,
     "rolebindings.rbac.authorization.k8s.io": _binding,
     "clusterrolebindings.rbac.authorization.k8s.io": _binding,
     "customresourcedefinitions.apiextensions.k8s.io": crds.check,
