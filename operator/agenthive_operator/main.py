@@ -36,6 +36,7 @@ from agenthive_operator.backends.kube import (
     load_configuration,
 )
 from agenthive_operator.backends.lease import Election, LeaseLostError, LeaseName, own_identity, own_namespace
+from agenthive_operator.checked import CheckedResponse
 from agenthive_operator.metrics import Metrics
 from agenthive_operator.pace import Pace
 from agenthive_operator.probes import serving, split_address
@@ -158,6 +159,7 @@ async def login(traces: list[aiohttp.TraceConfig]) -> kopf.AiohttpSession:
         headers=access.as_http_headers(),
         proxy=found.proxy,
         trace_configs=traces,
+        response_class=CheckedResponse,
     )
     expiration = datetime.now(UTC) + timedelta(minutes=LOGIN_MINUTES)
     return kopf.AiohttpSession(server=found.host, aiohttp_session=session, expiration=expiration)
