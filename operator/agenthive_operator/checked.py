@@ -2,24 +2,71 @@
 
 kopf ends, and often hangs while it does, on what a watch or a list may well meet: an error in the stream other than
 410, a line cut in the middle, the page of a load balancer, a 404 or 409. Its session is ours: here such answers become
-a connection that broke, which kopf tries again, or a watch that has to begin with a new list.
+a connection that broke, which kopf tries again, or a watch that has to begin with a new list. So does a refused
+token, which is then read again: kopf would log in anew, and close the session under requests that are under way.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any, Final
 
 import aiohttp
 import orjson
+from kubernetes.aio import client, config
 
+from agenthive_operator.backends.kube import load_configuration
 from agenthive_operator.pace import collection_of
 
-UNDERSTOOD: Final = frozenset({401, 403, 429})
+logger = logging.getLogger(__name__)
+
+UNDERSTOOD: Final = frozenset({403, 429})
 """Refusals that kopf itself deals with; so it does with those of 500 and above."""
 EXPIRED: Final = orjson.dumps(
     {"type": "ERROR", "object": {"kind": "Status", "code": 410, "reason": "Expired", "message": "begin again"}}
 )
+
+
+class RefusedError(aiohttp.ClientConnectionError):
+    """The API server does not accept the credentials."""
+
+
+class Access:
+    """The credentials of each request of a session, read again once they were refused."""
+
+    def __init__(self, configuration: client.Configuration) -> None:
+        self._configuration = configuration
+        self._refused = False
+
+    def tracing(self) -> aiohttp.TraceConfig:
+        """What the session has to be made with."""
+        trace = aiohttp.TraceConfig()
+
+        async def started(_: Any, context: SimpleNamespace, asked: aiohttp.TraceRequestStartParams) -> None:
+            del context
+            if header := await self._header():
+                asked.headers["Authorization"] = header
+
+        async def failed(_: Any, context: SimpleNamespace, error: aiohttp.TraceRequestExceptionParams) -> None:
+            del context
+            self._refused = self._refused or isinstance(error.exception, RefusedError)
+
+        trace.on_request_start.append(started)
+        trace.on_request_exception.append(failed)
+        return trace
+
+    async def _header(self) -> str | None:
+        if self._refused:
+            self._refused = False
+            try:
+                self._configuration = await load_configuration()
+            except (config.ConfigException, OSError, ValueError) as error:
+                self._refused = True
+                logger.warning("the API server refuses the credentials, and others cannot be read: %s", error)
+        header: str | None = await self._configuration.get_api_key_with_prefix("BearerToken")
+        return header
 
 
 class CheckedResponse(aiohttp.ClientResponse):
@@ -28,6 +75,9 @@ class CheckedResponse(aiohttp.ClientResponse):
     async def start(self, connection: Any) -> aiohttp.ClientResponse:
         """Raises ``aiohttp.ClientConnectionError`` for an answer that is not the API server's."""
         await super().start(connection)
+        if self.status == 401:
+            self.close()
+            raise RefusedError("401 Unauthorized")
         if collection_of(self.url.path) is None:
             return self
         watches = "watch" in self.url.query

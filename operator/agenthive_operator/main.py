@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final, cast
 
 import aiohttp
@@ -36,7 +35,7 @@ from agenthive_operator.backends.kube import (
     load_configuration,
 )
 from agenthive_operator.backends.lease import Election, LeaseLostError, LeaseName, own_identity, own_namespace
-from agenthive_operator.checked import CheckedResponse
+from agenthive_operator.checked import Access, CheckedResponse
 from agenthive_operator.metrics import Metrics
 from agenthive_operator.pace import Pace
 from agenthive_operator.probes import serving, split_address
@@ -47,8 +46,6 @@ from agenthive_operator.reconcile.controller import Controller
 logger = logging.getLogger(__name__)
 
 CLIENT_NAME: Final = "agenthive-operator"
-LOGIN_MINUTES: Final = 10
-"""kopf logs in again this often, so that a rotated token is picked up."""
 REWATCH_SECONDS: Final = 1.0
 LONGEST_REWATCH_SECONDS: Final = 30.0
 SWITCH_SECONDS: Final = 0.0005
@@ -140,16 +137,12 @@ def wire(
 
 
 async def login(traces: list[aiohttp.TraceConfig]) -> kopf.AiohttpSession:
-    """The same credentials as the controller's, for kopf; they expire so that kopf asks again."""
+    """The same server and credentials as the controller's, for kopf."""
     found = await load_configuration()
-    header = await found.get_api_key_with_prefix("BearerToken") or ""
-    scheme, _, token = header.partition(" ")
     access = kopf.ConnectionInfo(
         server=found.host,
         ca_path=found.ssl_ca_cert,
         insecure=not found.verify_ssl,
-        scheme=scheme or None,
-        token=token or None,
         certificate_path=found.cert_file,
         private_key_path=found.key_file,
     )
@@ -158,11 +151,10 @@ async def login(traces: list[aiohttp.TraceConfig]) -> kopf.AiohttpSession:
         connector=aiohttp.TCPConnector(limit=0, ssl=access.as_ssl_context()),
         headers=access.as_http_headers(),
         proxy=found.proxy,
-        trace_configs=traces,
+        trace_configs=[*traces, Access(found).tracing()],
         response_class=CheckedResponse,
     )
-    expiration = datetime.now(UTC) + timedelta(minutes=LOGIN_MINUTES)
-    return kopf.AiohttpSession(server=found.host, aiohttp_session=session, expiration=expiration)
+    return kopf.AiohttpSession(server=found.host, aiohttp_session=session)
 
 
 @dataclass(slots=True)

@@ -41,7 +41,7 @@ class Asked:
         """The plural of what is asked for."""
         parts = self.path.strip("/").split("/")[1:]  # api or apis
         parts = parts[1:] if self.path.startswith("/api/") else parts[2:]
-        return parts[2] if parts[:1] == ["namespaces"] and len(parts) > 2 else parts[0]
+        return parts[2] if parts[:1] == ["namespaces"] and len(parts) > 2 else "".join(parts[:1])
 
     @property
     def name(self) -> str:
@@ -72,7 +72,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Cut:
-    """The connection ends: before the server is asked, in the middle of the answer, or instead of it once it is done."""
+    """The connection ends: ``before`` the server is asked, in the ``middle`` of the answer, or ``after`` the deed."""
 
     when: str = "before"
 
@@ -252,9 +252,7 @@ class Chaos:
         await response.write_eof()
         return response
 
-    async def _stream(
-        self, request: web.Request, asked: Asked, answer: aiohttp.ClientResponse
-    ) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, asked: Asked, answer: aiohttp.ClientResponse) -> web.StreamResponse:
         response = web.StreamResponse(status=200, headers={"Content-Type": "application/json"})
         await response.prepare(request)
         asked.status = 200

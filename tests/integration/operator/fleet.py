@@ -89,6 +89,8 @@ class Fleet:
                 found.append(f"the owner of the Deployment of {name}")
             if (agent.get("status") or {}).get("observedGeneration") != agent["metadata"]["generation"]:
                 found.append(f"the status of {name}")
+            if "backlog" not in (agent.get("status") or {}):
+                found.append(f"the figures of {name}")  # they come with a look of its own, and are written then
         hive = await self._cluster.need("AgentHive", "demo")
         status = hive.get("status") or {}
         if (status.get("agents") or {}).get("total") != len(self.wanted):

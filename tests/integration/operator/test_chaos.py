@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
+from agenthive.settings import HiveScope
+from agenthive.store import schema_name
 from agenthive_operator import main
 from agenthive_operator.backends import kube as kube_module
 from agenthive_operator.reconcile.context import Options
@@ -19,11 +22,13 @@ from .chaos import Answer, Asked, Broken, Chaos, Cut, Fault, Late, Rule, Silent,
 from .conftest import Cluster, running_operator
 from .fleet import Fleet
 from .replicas import free_port, write_kubeconfig
-from .test_process import healthz
+from .test_process import healthz, process
 
 
 @pytest.fixture
-async def chaos(cluster: Cluster, api_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Chaos]:
+async def chaos(
+    cluster: Cluster, api_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Chaos]:
     """The proxy, which the operators of the test go through; the test itself does not."""
     async with Chaos(api_server).serve() as proxy:
         monkeypatch.setenv("KUBECONFIG", str(write_kubeconfig(tmp_path / "config", proxy.url, "t")))
@@ -88,3 +93,178 @@ async def test_requests_that_fail(
             await fleet.converged(what)
     ours = [record for record in caplog.records if record.name.startswith("agenthive")]
     assert not [record.getMessage() for record in ours if record.exc_info], "no traceback"
+
+
+WATCHES: dict[str, Rule] = {
+    "410 and missed deletions": of_watches(Swallowed(("DELETED",))),
+    "410 as an answer": of_watches(Answer(410, "Expired")),
+    "an error in the stream": of_watches(Broken(500)),
+    "lines cut in the middle": of_watches(Cut("middle")),
+    "watches closed at once": of_watches(Cut("end")),
+    "resets": of_watches(Cut("before")),
+    "silence": of_watches(Silent()),
+}
+
+
+async def test_watches_that_fail(
+    cluster: Cluster, chaos: Chaos, fleet: Fleet, options: Options, redis_url: str, postgres_url: str,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(main, "WATCH_SILENCE_SECONDS", 6.0)  # as long as no bookmark comes; really over a minute
+    monkeypatch.setattr(kube_module, "WATCH_SILENCE_SECONDS", 6.0)
+    async with running_operator(options):
+        await fleet.start(redis_url, postgres_url, agents=6)
+        await fleet.converged("the start")
+        for what, rule in WATCHES.items():
+            seen = len(chaos.asked)
+            with chaos.faulty(rule):
+                await fleet.churn()
+                await asyncio.sleep(1.0)
+            if "missed deletions" in what:
+                with chaos.faulty(of_watches(Broken(410))):
+                    await asyncio.sleep(0.2)
+            await fleet.converged(what)
+            reads = len([asked for asked in chaos.asked[seen:] if asked.lists or asked.watches])
+            assert reads < 150, f"{what}: {reads} lists and watches"
+    ours = [record for record in caplog.records if record.name.startswith("agenthive")]
+    assert not [record.getMessage() for record in ours if record.exc_info], "no traceback"
+
+
+def left_out(share: float) -> Tampered:
+    """A list lacks the last part of what there is."""
+
+    def change(listed: dict[str, Any]) -> None:
+        items = listed["items"] or []
+        listed["items"] = items[: int(len(items) * (1 - share))]
+
+    return Tampered(change)
+
+
+async def test_lists_that_leave_out_what_is_there(
+    cluster: Cluster, chaos: Chaos, fleet: Fleet, options: Options, redis_url: str, postgres_url: str,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(kube_module, "PAGE", 2)
+    often = Options(namespaces=options.namespaces, resync_seconds=1.0)
+    expired = [0]
+
+    def pages(asked: Asked) -> Fault | None:
+        if "continue" in asked.query:
+            expired[0] += 1
+            return Answer(410, "Expired")
+        return None
+
+    rules: dict[str, Rule] = {
+        "empty lists": of_lists(left_out(1)),
+        "half of each list": of_lists(left_out(0.5)),
+        "no agents": of_lists(left_out(1), "agents"),
+        "pages that expire": pages,
+    }
+    async with running_operator(often):
+        await fleet.start(redis_url, postgres_url, agents=6)
+        await fleet.converged("the start")
+        for what, rule in rules.items():
+            with chaos.faulty(rule):
+                began = time.monotonic()
+                await asyncio.sleep(1.5)
+                assert not chaos.writes(began), f"{what}: nothing changed, and something was written"
+                await fleet.churn()
+                await fleet.converged(f"{what}, while it lasts")
+            await fleet.converged(what)
+    assert expired[0], "there were pages"
+    told = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert told
+    assert len(told) <= 20, "few words"
+
+
+async def test_an_operator_that_begins_with_empty_lists_cleans_nothing_up(
+    cluster: Cluster, chaos: Chaos, options: Options, redis_url: str, postgres_url: str
+) -> None:
+    """The hive is being deleted, and the lists say that none of its agents is there: they are drained all the same."""
+    fleet = Fleet(cluster, chaos)
+    async with running_operator(options):
+        await fleet.start(redis_url, postgres_url, agents=2, deletionPolicy="Delete")
+        await fleet.converged("the start")
+    for name in fleet.wanted:
+        await cluster.pods_ready(name)
+    hive = await cluster.need("AgentHive", "demo")
+    schema = schema_name(HiveScope(instance=hive["status"]["instanceId"], namespace=cluster.namespace, hive="demo"))
+    await cluster.delete("AgentHive", "demo")
+    connection = await asyncpg.connect(postgres_url)
+    found = "SELECT count(*) FROM information_schema.schemata WHERE schema_name = $1"
+    patient = Options(namespaces=options.namespaces, cleanup_seconds=60)
+    try:
+        with chaos.faulty(of_lists(left_out(1), "agents")):
+            async with running_operator(patient):
+
+                async def drained() -> bool:
+                    scaled = [await cluster.need("Deployment", name) for name in fleet.wanted]
+                    return all(deployment["spec"]["replicas"] == 0 for deployment in scaled)
+
+                await cluster.until("the agents are scaled to zero", drained)
+                await asyncio.sleep(1.0)
+                assert await connection.fetchval(found, schema) == 1, "pods still run"
+                assert await cluster.get("AgentHive", "demo")
+                for name in fleet.wanted:
+                    await cluster.pods_ready(name)  # the Deployment reports zero pods
+                await cluster.gone("AgentHive", "demo")
+                assert await connection.fetchval(found, schema) == 0
+    finally:
+        await connection.close()
+
+
+async def test_retry_after_is_waited_for_and_no_illness_of_ours(
+    cluster: Cluster, chaos: Chaos, fleet: Fleet, tmp_path: Path, redis_url: str, postgres_url: str
+) -> None:
+    """As a process, for its log and its probe; 429 on everything for a while."""
+    log, port = tmp_path / "log", free_port()
+    arguments = ("--namespace", cluster.namespace, "--probe-address", f"127.0.0.1:{port}")
+    async with process(*arguments, log=log):
+        await fleet.start(redis_url, postgres_url, agents=10)
+        await fleet.converged("the start")
+        lines = len(log.read_text().splitlines())
+        with chaos.faulty(of_everything(Answer(429, "TooManyRequests", retry_after=3))):
+            began = time.monotonic()
+            while time.monotonic() - began < 7:
+                await fleet.churn()
+                chaos.hang_up()
+                await asyncio.sleep(0.5)
+                assert await healthz(port), log.read_text()
+        refused: dict[str, float] = {}
+        for asked in chaos.writes(began):
+            if asked.status == 429:
+                assert asked.at - refused.get(asked.path, 0.0) >= 2.9, f"{asked.path} was asked for too soon"
+                refused[asked.path] = asked.at
+        assert refused
+        await fleet.converged("429")
+        said = log.read_text().splitlines()[lines:]
+        failures = [line for line in said if json.loads(line)["level"] not in {"INFO", "info"}]
+        assert len(failures) <= 30, "\n".join(failures)
+        assert "Traceback" not in log.read_text()
+
+
+async def test_a_token_that_rotates(
+    cluster: Cluster, chaos: Chaos, fleet: Fleet, options: Options, tmp_path: Path, redis_url: str, postgres_url: str
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("first")
+    chaos.accepted = {"first"}
+    config = json.loads((tmp_path / "config").read_text())
+    config["users"][0]["user"] = {"tokenFile": str(token)}
+    (tmp_path / "config").write_text(json.dumps(config))
+    async with running_operator(options):
+        await fleet.start(redis_url, postgres_url, agents=4)
+        await fleet.converged("the start")
+        token.write_text("second")
+        chaos.accepted = {"second"}
+        chaos.hang_up()
+        await fleet.churn()
+        await fleet.converged("the rotation")
+        chaos.accepted = {"third"}  # for a while nobody has it
+        chaos.hang_up()
+        seen = len(chaos.asked)
+        await fleet.churn()
+        await asyncio.sleep(3.0)
+        assert len(chaos.asked) - seen < 200, "no storm of refused requests"
+        token.write_text("third")
+        await fleet.converged("a token that came late")

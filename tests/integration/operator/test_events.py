@@ -45,7 +45,9 @@ async def test_repetitions_raise_a_count_and_are_written_seldom(cluster: Cluster
     (event,) = await cluster.list("Event")
     assert event["count"] == 6, "those in between count"
     clock.later()
-    await EventRecorder(cluster.kube, clock=clock, monotonic=clock.monotonic).emit(about, "Warning", "Unreachable", "no answer")
+    await EventRecorder(cluster.kube, clock=clock, monotonic=clock.monotonic).emit(
+        about, "Warning", "Unreachable", "no answer"
+    )
     (event,) = await cluster.list("Event")
     assert event["count"] == 7, "a restarted operator counts on"
     await recorder.emit(about, "Warning", "Unreachable", "another text")
