@@ -234,6 +234,12 @@ def _version(obj: Object) -> int:
     return int(version) if version.isdigit() else 0
 
 
+def wish_of(obj: Object | None) -> tuple[Any, ...]:
+    """What tells whether somebody wants something else of an object that is reconciled."""
+    metadata = (obj or {}).get("metadata") or {}
+    return tuple(metadata.get(field) for field in ("uid", "generation", "annotations", "deletionTimestamp"))
+
+
 def _same_wish(known: Object, new: Object) -> bool:
     """Whether nothing that somebody *wants* differs: generation, labels, annotations, deletion, finalizers, owners."""
     before, after = known["metadata"], new["metadata"]

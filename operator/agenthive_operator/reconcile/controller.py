@@ -24,7 +24,7 @@ from agenthive_operator.log import Sparing
 from agenthive_operator.metrics import QueueFigures, Snapshot
 from agenthive_operator.reconcile.absence import confirm_gone
 from agenthive_operator.reconcile.agent import AgentReconciler
-from agenthive_operator.reconcile.cache import SELECTOR, Change, Key, ObjectCache, keys_of
+from agenthive_operator.reconcile.cache import SELECTOR, Change, Key, ObjectCache, keys_of, wish_of
 from agenthive_operator.reconcile.children import Children
 from agenthive_operator.reconcile.context import Context, Options
 from agenthive_operator.reconcile.hearing import Hearing
@@ -234,10 +234,12 @@ class Controller:
     async def _reconcile(self, key: Key) -> float | None:
         if not self._acts_in(key.namespace):
             return None  # its namespace cannot be read any more; should it come back, all in it is looked at
+        before = self.context.cache.get(*key)
         try:
             if key.kind == "AgentHive":
-                return await self._hives.reconcile(key)
-            return await self._agents.reconcile(key)
+                again = await self._hives.reconcile(key)
+            else:
+                again = await self._agents.reconcile(key)
         except ApiError as error:
             if error.transient or error.status == 404:
                 # 404: the object or its namespace went while we worked; the next look finds out which.
@@ -248,6 +250,12 @@ class Controller:
                 logger.warning("%s: %s", key, error)
                 raise RetryLater("refused") from error
             raise
+        after = self.context.cache.get(*key)
+        if after is not None and wish_of(after) != wish_of(before):
+            # The answer to a write of ours brought a newer wish than the one that was acted upon. To its watch event
+            # nobody reacts any more: it is known by then.
+            self._add(key)
+        return again
 
     async def _read_again(self, key: Key) -> None:
         """What is known of an object may be old, as a watch that is silent leaves it: ask for it."""

@@ -236,7 +236,10 @@ async def test_retry_after_is_waited_for_and_no_illness_of_ours(
                 assert asked.at - refused.get(asked.path, 0.0) >= 2.9, f"{asked.path} was asked for too soon"
                 refused[asked.path] = asked.at
         assert refused
-        await fleet.converged("429")
+        try:
+            await fleet.converged("429")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{log.read_text()}") from None
         said = log.read_text().splitlines()[lines:]
         failures = [line for line in said if json.loads(line)["level"] not in {"INFO", "info"}]
         assert len(failures) <= 30, "\n".join(failures)
