@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
+from tests.conftest import running_emulator
 
 from agenthive.settings import HiveScope
 from agenthive.store import schema_name
 from agenthive_operator import main
 from agenthive_operator.backends import kube as kube_module
+from agenthive_operator.backends.kube import Kube
 from agenthive_operator.reconcile.context import Options
+from agenthive_operator.reconcile.controller import Controller
 
 from .chaos import Answer, Asked, Broken, Chaos, Cut, Fault, Late, Rule, Silent, Swallowed, Tampered
 from .conftest import Cluster, running_operator
@@ -40,19 +46,6 @@ def fleet(cluster: Cluster, chaos: Chaos) -> Fleet:
     return Fleet(cluster, chaos)
 
 
-def of_writes(fault: Fault, every: int = 1) -> Rule:
-    """Each ``every``-th write meets this fault."""
-    seen = [0]
-
-    def rule(asked: Asked) -> Fault | None:
-        if not asked.writes:
-            return None
-        seen[0] += 1
-        return fault if seen[0] % every == 0 else None
-
-    return rule
-
-
 def of_everything(fault: Fault) -> Rule:
     return lambda asked: fault
 
@@ -65,17 +58,33 @@ def of_lists(fault: Fault, *kinds: str) -> Rule:
     return lambda asked: fault if asked.lists and (not kinds or asked.kind in kinds) else None
 
 
+def in_turn(of: Callable[[Asked], bool], *faults: Fault) -> Rule:
+    """Requests of a kind meet one fault after the other; each keeps the one that it met."""
+    met: dict[int, Fault] = {}
+    following = itertools.cycle(faults)
+
+    def rule(asked: Asked) -> Fault | None:
+        if not of(asked):
+            return None
+        if id(asked) not in met:
+            met[id(asked)] = next(following)
+        return met[id(asked)]
+
+    return rule
+
+
+REFUSALS = (
+    Answer(500, "InternalError"),
+    Answer(503, html=True),
+    Answer(404, html=True),  # of a load balancer
+    Answer(404, "NotFound"),  # of a server that does not serve the kinds yet
+    Answer(200, html=True),
+)
 REQUESTS: dict[str, Rule] = {
-    "500": of_everything(Answer(500, "InternalError")),
-    "503 of a load balancer": of_everything(Answer(503, html=True)),
-    "404 of a load balancer": of_everything(Answer(404, html=True)),
-    "404 of a server that does not serve the kinds yet": of_everything(Answer(404, "NotFound")),
-    "its page with 200": of_everything(Answer(200, html=True)),
-    "conflicts": of_writes(Answer(409, "Conflict")),
-    "resets before": of_everything(Cut("before")),
-    "resets in the middle": of_everything(Cut("middle")),
-    "answers lost": of_everything(Cut("after")),
-    "slowness": of_everything(Late(0.5)),
+    "refusals": in_turn(lambda asked: True, *REFUSALS),
+    "conflicts": in_turn(lambda asked: asked.writes, Answer(409, "Conflict")),
+    "connections": in_turn(lambda asked: True, Cut("before"), Cut("middle"), Cut("after"), Late(0.3)),
+    "lost answers": in_turn(lambda asked: asked.writes, Cut("after")),
 }
 
 
@@ -84,24 +93,23 @@ async def test_requests_that_fail(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     async with running_operator(options):
-        await fleet.start(redis_url, postgres_url)
+        await fleet.start(redis_url, postgres_url, agents=12)
         await fleet.converged("the start")
         for what, rule in REQUESTS.items():
             with chaos.faulty(rule):
                 await fleet.churn()
-                await asyncio.sleep(0.7)
+                await asyncio.sleep(0.5)
             await fleet.converged(what)
     ours = [record for record in caplog.records if record.name.startswith("agenthive")]
     assert not [record.getMessage() for record in ours if record.exc_info], "no traceback"
 
 
 WATCHES: dict[str, Rule] = {
-    "410 and missed deletions": of_watches(Swallowed(("DELETED",))),
-    "410 as an answer": of_watches(Answer(410, "Expired")),
-    "an error in the stream": of_watches(Broken(500)),
-    "lines cut in the middle": of_watches(Cut("middle")),
-    "watches closed at once": of_watches(Cut("end")),
-    "resets": of_watches(Cut("before")),
+    "missed deletions": of_watches(Swallowed(("DELETED",))),
+    "errors": in_turn(
+        lambda asked: asked.watches, Broken(500), Answer(410, "Expired"), Cut("middle"), Answer(200, html=True)
+    ),
+    "ends": in_turn(lambda asked: asked.watches, Cut("end"), Cut("before")),
     "silence": of_watches(Silent()),
 }
 
@@ -120,7 +128,7 @@ async def test_watches_that_fail(
             with chaos.faulty(rule):
                 await fleet.churn()
                 await asyncio.sleep(1.0)
-            if "missed deletions" in what:
+            if what == "missed deletions":
                 with chaos.faulty(of_watches(Broken(410))):
                     await asyncio.sleep(0.2)
             await fleet.converged(what)
@@ -156,8 +164,7 @@ async def test_lists_that_leave_out_what_is_there(
 
     rules: dict[str, Rule] = {
         "empty lists": of_lists(left_out(1)),
-        "half of each list": of_lists(left_out(0.5)),
-        "no agents": of_lists(left_out(1), "agents"),
+        "half of the agents": of_lists(left_out(0.5), "agents"),
         "pages that expire": pages,
     }
     async with running_operator(often):
@@ -271,3 +278,83 @@ async def test_a_token_that_rotates(
         assert len(chaos.asked) - seen < 200, "no storm of refused requests"
         token.write_text("third")
         await fleet.converged("a token that came late")
+
+
+async def test_a_change_that_only_the_answer_to_our_own_write_tells(
+    cluster: Cluster, chaos: Chaos, options: Options, redis_url: str, postgres_url: str
+) -> None:
+    fleet = Fleet(cluster, chaos)
+
+    def deaf(asked: Asked) -> Fault | None:
+        return Swallowed(("MODIFIED",)) if asked.watches and asked.kind == "agents" else None
+
+    async with running_operator(options):
+        await fleet.start(redis_url, postgres_url, agents=1)
+        await fleet.converged("the start")
+        with chaos.faulty(deaf):
+            await cluster.patch("Agent", "a0", spec={"replicas": 3})
+            fleet.wanted["a0"] = 3
+            await cluster.pods_ready("a0")  # has the status written
+            await fleet.converged("a change that no watch told")
+
+
+async def test_clocks_that_jump_end_no_clean_up_and_hold_none_up(
+    cluster: Cluster, chaos: Chaos, options: Options, redis_url: str, postgres_url: str
+) -> None:
+    """A day forward does not end it at once, nor does a day back hold it up: it takes its seconds."""
+    for number, jump in enumerate((timedelta(days=1), timedelta(days=-1))):
+        hive = f"demo{number}"
+        frequent = Options(namespaces=options.namespaces, cleanup_seconds=3.0, resync_seconds=1.0)
+        controller = Controller(cluster.kube, frequent)
+        controller.context.clock = lambda jump=jump: datetime.now(UTC) + jump  # type: ignore[misc]
+        running = asyncio.create_task(controller.run())
+        try:
+            await cluster.external_hive(hive, redis_url, postgres_url)
+            await cluster.agent(f"greeter{number}", hive, drainSeconds=1)
+            await cluster.exists("Deployment", f"greeter{number}")
+            await cluster.pods_ready(f"greeter{number}")  # they never stop
+            began = time.monotonic()
+            await cluster.delete("AgentHive", hive)
+            await cluster.gone("AgentHive", hive, 20)
+            assert time.monotonic() - began >= 3.0, "its agents had time to drain"
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_an_api_server_that_goes_and_comes_back(
+    tmp_path: Path, unique: str, monkeypatch: pytest.MonkeyPatch, redis_url: str, postgres_url: str
+) -> None:
+    """The emulator keeps its state in a folder: what comes back is the same, and nothing is written to it."""
+    folder, flags = tmp_path / "server", ("--port", str(free_port()))
+    folder.mkdir()
+    async with contextlib.AsyncExitStack() as stack:
+        server = stack.enter_context(contextlib.ExitStack())
+        api = server.enter_context(running_emulator(folder, *flags))
+        api.apply_crds()
+        namespace: dict[str, object] = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": unique}}
+        api.call("POST", "/api/v1/namespaces", namespace)
+        monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig))
+        cluster = Cluster(await stack.enter_async_context(await Kube.connect()), unique, api.kubectl)
+        proxy = await stack.enter_async_context(Chaos(api).serve())
+        monkeypatch.setenv("KUBECONFIG", str(write_kubeconfig(tmp_path / "config", proxy.url, "t")))
+        fleet = Fleet(cluster, proxy)
+        await stack.enter_async_context(running_operator(Options(namespaces=(unique,))))
+        await fleet.start(redis_url, postgres_url, agents=6)
+        await fleet.converged("the start")
+        gone = time.monotonic()
+        server.close()
+        await asyncio.sleep(1.0)
+        server.enter_context(running_emulator(folder, *flags))
+        back = time.monotonic()
+
+        async def watched() -> bool:
+            again = {asked.kind for asked in proxy.asked if asked.watches and asked.status == 200 and asked.at > back}
+            return again >= {"agents", "agenthives", "deployments", "secrets"}
+
+        await cluster.until("the watches are back", watched)
+        await asyncio.sleep(1.0)
+        assert not proxy.writes(gone), "nothing had changed"
+        assert len(proxy.lists(gone)) <= 30, "no storm of lists"
+        await fleet.churn()
+        await fleet.converged("its return")
