@@ -15,9 +15,9 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final, cast
 
 import aiohttp
@@ -25,10 +25,20 @@ import click
 import kopf
 
 from agenthive_operator import log
-from agenthive_operator.backends.kube import CHILDREN, CUSTOM, Kube, Object, Resource, load_configuration
+from agenthive_operator.backends.kube import (
+    CHILDREN,
+    CUSTOM,
+    WATCH_SILENCE_SECONDS,
+    Kube,
+    Object,
+    Resource,
+    load_configuration,
+)
 from agenthive_operator.backends.lease import Election, LeaseLostError, LeaseName, own_identity, own_namespace
 from agenthive_operator.backends.place import operator_place
+from agenthive_operator.checked import Access, CheckedResponse
 from agenthive_operator.metrics import Metrics
+from agenthive_operator.pace import Pace
 from agenthive_operator.probes import serving, split_address
 from agenthive_operator.reconcile.cache import SELECTOR, Key
 from agenthive_operator.reconcile.context import Options
@@ -37,8 +47,8 @@ from agenthive_operator.reconcile.controller import Controller
 logger = logging.getLogger(__name__)
 
 CLIENT_NAME: Final = "agenthive-operator"
-LOGIN_MINUTES: Final = 10
-"""kopf logs in again this often, so that a rotated token is picked up."""
+REWATCH_SECONDS: Final = 1.0
+LONGEST_REWATCH_SECONDS: Final = 30.0
 SWITCH_SECONDS: Final = 0.0005
 LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 TLS_CLOSE_SECONDS: Final = 0.25
@@ -86,6 +96,8 @@ def settings(namespaces: tuple[str, ...] = ()) -> kopf.OperatorSettings:
     chosen.networking.error_backoffs = EndlessBackoffs()
     chosen.watching.connect_timeout = 10
     chosen.watching.server_timeout = 270
+    # A watch that says nothing, not even a bookmark, may hang on a connection that is dead.
+    chosen.watching.inactivity_timeout = WATCH_SILENCE_SECONDS
     chosen.process.ultimate_exiting_timeout = None
     # Nothing here makes kopf write to an object; should that ever change, it is not under its default names.
     chosen.persistence.finalizer = "agenthive.dev/kopf"
@@ -101,9 +113,9 @@ def _selector(resource: Resource) -> tuple[str, str, str]:
 
 
 def wire(
-    observe: Callable[[str | None, Object], None], trace: Callable[[], aiohttp.TraceConfig]
+    observe: Callable[[str | None, Object], None], *traces: Callable[[], aiohttp.TraceConfig]
 ) -> kopf.OperatorRegistry:
-    """Handlers: every event of both kinds and of labelled children goes to ``observe``, every request to ``trace``."""
+    """Handlers: every event of both kinds and of labelled children goes to ``observe``, every request to ``traces``."""
     registry = kopf.OperatorRegistry()
     for resource in (*CUSTOM, *CHILDREN):
         # A coroutine: kopf would run a plain function in a thread pool, one hop per event.
@@ -122,22 +134,18 @@ def wire(
 
     @kopf.on.login(id="login", registry=registry)
     async def _login(**_: Any) -> kopf.AiohttpSession:
-        return await login(trace())
+        return await login([trace() for trace in traces])
 
     return registry
 
 
-async def login(trace: aiohttp.TraceConfig) -> kopf.AiohttpSession:
-    """The same credentials as the controller's, for kopf; they expire so that kopf asks again."""
+async def login(traces: list[aiohttp.TraceConfig]) -> kopf.AiohttpSession:
+    """The same server and credentials as the controller's, for kopf."""
     found = await load_configuration()
-    header = await found.get_api_key_with_prefix("BearerToken") or ""
-    scheme, _, token = header.partition(" ")
     access = kopf.ConnectionInfo(
         server=found.host,
         ca_path=found.ssl_ca_cert,
         insecure=not found.verify_ssl,
-        scheme=scheme or None,
-        token=token or None,
         certificate_path=found.cert_file,
         private_key_path=found.key_file,
     )
@@ -146,10 +154,10 @@ async def login(trace: aiohttp.TraceConfig) -> kopf.AiohttpSession:
         connector=aiohttp.TCPConnector(limit=0, ssl=access.as_ssl_context()),
         headers=access.as_http_headers(),
         proxy=found.proxy,
-        trace_configs=[trace],
+        trace_configs=[*traces, Access(found).tracing()],
+        response_class=CheckedResponse,
     )
-    expiration = datetime.now(UTC) + timedelta(minutes=LOGIN_MINUTES)
-    return kopf.AiohttpSession(server=found.host, aiohttp_session=session, expiration=expiration)
+    return kopf.AiohttpSession(server=found.host, aiohttp_session=session)
 
 
 @dataclass(slots=True)
@@ -183,13 +191,24 @@ class Watches:
             await asyncio.sleep(TLS_CLOSE_SECONDS)
 
     def _run(self) -> None:
+        """Whatever ends kopf (an event that is an error, the page of a load balancer), it is begun again."""
+        delay = REWATCH_SECONDS
         try:
-            asyncio.run(self._watch())
-        except asyncio.CancelledError:
-            logger.debug("kopf was cancelled")
-        except Exception:
-            # The edge of the thread: without watches this process is of no use, and its end is noticed below.
-            logger.exception("the watches ended")
+            while not self.stop.is_set():
+                began, why = time.monotonic(), "they ended"
+                try:
+                    asyncio.run(self._watch())
+                except asyncio.CancelledError:
+                    logger.debug("kopf was cancelled")
+                except Exception as error:
+                    # The edge of the thread: lists go on meanwhile.
+                    why = f"{type(error).__name__}: {error}"
+                if time.monotonic() - began > LONGEST_REWATCH_SECONDS:
+                    delay = REWATCH_SECONDS
+                if not self.stop.is_set():
+                    logger.warning("the watches broke off and begin again in %.0f s: %s", delay, why[:500])
+                    self.stop.wait(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+                    delay = min(LONGEST_REWATCH_SECONDS, delay * 2)
         finally:
             self.on_end()
 
@@ -206,13 +225,18 @@ async def operate(
     async with contextlib.AsyncExitStack() as stack:
         election: Election | None = None
         if lease is not None:
-            election = Election(await stack.enter_async_context(Kube(await load_configuration())), lease)
+            election = Election(await stack.enter_async_context(await Kube.connect()), lease)
 
         def ended_one(key: Key, seconds: float, error: BaseException | None) -> None:
             metrics.reconciled(key.kind, seconds, error)
 
         metrics = Metrics()
-        kube = Kube(await load_configuration(), guard=election.check if election else None, trace=metrics.tracing())
+        kube = Kube(
+            await load_configuration(),
+            guard=election.check if election else None,
+            trace=metrics.tracing(),
+            renew=load_configuration,
+        )
         await stack.enter_async_context(kube)
         controller = Controller(kube, options, election.acquired if election else None, ended_one)
         metrics.read = controller.snapshot
@@ -226,12 +250,16 @@ async def operate(
         def observe(kind: str | None, obj: Object) -> None:
             loop.call_soon_threadsafe(controller.observe, kind, obj)
 
+        def relisted(resource: Resource, namespace: str | None) -> None:
+            loop.call_soon_threadsafe(controller.relisted, resource, namespace)
+
         def kopf_ended() -> None:
             with contextlib.suppress(RuntimeError):  # our loop is closed already: then nobody waits for this
                 loop.call_soon_threadsafe(ended.set)
 
         flag = threading.Event()
-        watches = Watches(wire(observe, metrics.tracing), options.namespaces, flag, kopf_ended)
+        registry = wire(observe, metrics.tracing, Pace(relisted).tracing)
+        watches = Watches(registry, options.namespaces, flag, kopf_ended)
         thread: threading.Thread | None = None
         synced = asyncio.create_task(controller.synced.wait())
         try:

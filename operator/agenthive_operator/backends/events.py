@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ MESSAGE_LIMIT: Final = 1_000
 
 @dataclass(slots=True)
 class _Told:
-    written: datetime
+    written: float
     count: int
     unwritten: int = 0
 
@@ -31,17 +32,24 @@ class _Told:
 class EventRecorder:
     """Writes Events; a failure to write one is logged and never stops a reconcile."""
 
-    def __init__(self, kube: Kube, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self,
+        kube: Kube,
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._kube = kube
         self._clock = clock
+        self._monotonic = monotonic
         self._told: OrderedDict[str, _Told] = OrderedDict()
 
     async def emit(self, about: Object, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
         """Tell ``message`` about an object. Repetitions within five minutes only raise the next count."""
         message = message[:MESSAGE_LIMIT]
-        name, now = event_name(about, reason, message), self._clock()
+        name, now, since = event_name(about, reason, message), self._clock(), self._monotonic()
         told = self._told.get(name)
-        if told is not None and (now - told.written).total_seconds() < REPEAT_SECONDS:
+        if told is not None and since - told.written < REPEAT_SECONDS:
             told.unwritten += 1
             return
         try:
@@ -50,7 +58,7 @@ class EventRecorder:
             # An object in a terminating namespace can not have new events: the log is what remains.
             logger.warning("%s of %s not written (%s): %s", reason, _where(about), error, message)
             count = told.count if told else 0
-        self._remember(name, _Told(now, count))
+        self._remember(name, _Told(since, count))
 
     async def _write(
         self, about: Object, kind: str, reason: str, message: str, name: str, now: datetime, times: int

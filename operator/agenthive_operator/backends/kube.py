@@ -7,9 +7,12 @@ tokens are those of ``kubernetes.aio``.
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,15 +22,23 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import orjson
+import yaml
 from kubernetes.aio import client, config
 
 from agenthive_operator.api.meta import GROUP, VERSION
+from agenthive_operator.backends.answers import ApiError as ApiError  # noqa: PLC0414 - users of this module meet it
+from agenthive_operator.backends.answers import NotLeadingError as NotLeadingError  # noqa: PLC0414
+from agenthive_operator.backends.answers import is_list, refusal
 from agenthive_operator.backends.fence import READS, Guard, fenced_requests
 from agenthive_operator.plan.names import FIELD_MANAGER
+
+logger = logging.getLogger(__name__)
 
 REQUEST_SECONDS: Final = 20.0
 WATCH_SILENCE_SECONDS: Final = 75.0
 PAGE: Final = 500
+RENEW_SECONDS: Final = 1.0
+"""Refused credentials are read again at most this often."""
 
 Object = dict[str, Any]
 
@@ -69,7 +80,7 @@ AGENT: Final = Resource("Agent", "agents", GROUP, VERSION)
 DEPLOYMENT: Final = Resource("Deployment", "deployments", "apps")
 # rbac: apps/statefulsets get,list,watch,create,patch,delete
 STATEFUL_SET: Final = Resource("StatefulSet", "statefulsets", "apps")
-# rbac: core/pods list,watch
+# rbac: core/pods get,list,watch
 POD: Final = Resource("Pod", "pods")
 # rbac: core/secrets get,list,watch,create,patch,delete
 SECRET: Final = Resource("Secret", "secrets")
@@ -101,38 +112,6 @@ BY_KIND: Final[Mapping[str, Resource]] = {
 }
 
 
-class ApiError(Exception):
-    """The API server refused a request, or could not be asked.
-
-    ``status`` is the HTTP status (0: no answer), ``reason`` the machine-readable word of the Status body and
-    ``retry_after`` the seconds the server asked to wait, if it did.
-    """
-
-    def __init__(self, status: int, reason: str, message: str, *, retry_after: float | None = None) -> None:
-        super().__init__(f"{status} {reason}: {message}" if status else f"{reason}: {message}")
-        self.status = status
-        self.reason = reason
-        self.message = message
-        self.retry_after = retry_after
-
-    @property
-    def transient(self) -> bool:
-        """Whether the same request may succeed a little later without anybody changing anything."""
-        return self.status in {0, 408, 409, 429} or self.status >= 500
-
-    @property
-    def of_ending_namespace(self) -> bool:
-        """Whether nothing new is taken as the namespace is being deleted."""
-        return self.status == 403 and "because it is being terminated" in self.message
-
-
-class NotLeadingError(ApiError):
-    """Nothing was sent: another replica may act by now, and this one must not."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(0, "NotLeading", message)
-
-
 async def load_configuration() -> client.Configuration:
     """Where the API server is and how to log in: KUBECONFIG (or ~/.kube/config), else the pod's service account.
 
@@ -141,7 +120,10 @@ async def load_configuration() -> client.Configuration:
     load: Any = config  # the package carries no annotations
     configuration = client.Configuration()
     if named := kubeconfig_path():
-        await load.load_kube_config(config_file=named, client_configuration=configuration, persist_config=False)
+        try:
+            await load.load_kube_config(config_file=named, client_configuration=configuration, persist_config=False)
+        except yaml.YAMLError as error:  # as is a file that is being written
+            raise config.ConfigException(f"{named}: {error}") from error
     else:
         load.load_incluster_config(client_configuration=configuration)
     configuration.proxy = configuration.proxy or proxy_of(configuration.host)
@@ -172,7 +154,8 @@ class Kube:
     """A connection to one API server. Use as an async context manager, or call ``aclose``.
 
     ``guard`` is asked before each write, right before it leaves, and before whatever else only one replica may do.
-    ``trace`` is told each request.
+    ``trace`` is told each request. ``renew`` reads the configuration again when the server refuses the credentials:
+    tokens rotate.
     """
 
     def __init__(
@@ -181,6 +164,7 @@ class Kube:
         *,
         guard: Guard | None = None,
         trace: aiohttp.TraceConfig | None = None,
+        renew: Callable[[], Awaitable[client.Configuration]] | None = None,
     ) -> None:
         if trace is not None:
             configuration.trace_configs = [trace]
@@ -190,11 +174,14 @@ class Kube:
             configuration.client_session_kwargs = {**session, "request_class": fenced_requests(guard)}
         self._api: Any = client.ApiClient(configuration)
         self._api.user_agent = FIELD_MANAGER
+        self._renew = renew
+        self._renewing = asyncio.Lock()
+        self._renewed = -RENEW_SECONDS
 
     @classmethod
     async def connect(cls) -> Self:
         """Connect as the environment says (see ``load_configuration``)."""
-        return cls(await load_configuration())
+        return cls(await load_configuration(), renew=load_configuration)
 
     async def __aenter__(self) -> Self:
         return self
@@ -220,19 +207,24 @@ class Kube:
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Object | None:
         """The object, or None when the server says that there is none. Any other failure raises ``ApiError``."""
+        path = resource.path(namespace, name)
         try:
-            return await self._json("GET", resource.path(namespace, name))
+            found = await self._json("GET", path)
         except ApiError as error:
-            if error.status == 404:
+            if error.absent:
                 return None
             raise
+        if (found.get("metadata") or {}).get("name") != name:
+            raise ApiError(0, "MalformedAnswer", f"GET {path}: this is no {resource.kind} {name}")
+        return found
 
     async def list(
         self, resource: Resource, namespace: str | None = None, *, labels: str = "", metadata_only: bool = False
     ) -> tuple[list[Object], str]:
         """All objects of a kind (in one namespace, matching a label selector) and the list's resourceVersion.
 
-        Pages are fetched until the last. A failure raises; it never looks like absence.
+        Pages are fetched until the last; where the place in the list expires on the way, all of it at once is asked
+        for. A failure raises; it never looks like absence.
         """
         query = {"limit": str(PAGE)}
         if labels:
@@ -240,9 +232,15 @@ class Kube:
         headers = _accept(metadata_only, listing=True)
         items: list[Object] = []
         while True:
-            page = await self._json("GET", resource.path(namespace), query, headers=headers)
-            if "items" not in page or not isinstance(page["items"], list | None):
-                raise ApiError(0, "MalformedList", f"the list of {resource.plural} holds no items")
+            try:
+                page = await self._json("GET", resource.path(namespace), query, headers=headers)
+            except ApiError as error:
+                if error.status != 410 or "continue" not in query:
+                    raise
+                query, items = {name: value for name, value in query.items() if name == "labelSelector"}, []
+                continue
+            if not is_list(page):
+                raise ApiError(0, "MalformedList", f"the answer is no list of {resource.plural}")
             for item in page["items"] or ():  # null is how an empty list of metadata comes
                 item.setdefault("apiVersion", resource.api_version)
                 item["kind"] = resource.kind  # lists leave it out, metadata-only lists say PartialObjectMetadata
@@ -277,6 +275,8 @@ class Kube:
         try:
             async for line in response.content:
                 event = orjson.loads(line)
+                if not isinstance(event, dict) or not isinstance(event.get("object"), dict) or "type" not in event:
+                    raise ApiError(0, "MalformedEvent", f"watch of {resource.plural}: the answer holds no events")
                 if event["type"] == "ERROR":
                     status = event["object"]
                     raise ApiError(int(status.get("code", 500)), status.get("reason", ""), status.get("message", ""))
@@ -312,7 +312,7 @@ class Kube:
         try:
             await self._json("DELETE", resource.path(namespace, name), body=options)
         except ApiError as error:
-            if error.status in {404, 409}:
+            if error.absent or error.status == 409:
                 return False
             raise
         return True
@@ -348,9 +348,45 @@ class Kube:
             answer: Object = orjson.loads(data)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise ApiError(0, type(error).__name__, f"{method} {path}: {error}") from error
+        if not isinstance(answer, dict):
+            raise ApiError(0, "MalformedAnswer", f"{method} {path}: the answer is no object")
         return answer
 
     async def _request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        headers: Mapping[str, str],
+        body: Object | None,
+        timeout: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:
+        try:
+            return await self._attempt(method, path, query, headers, body, timeout)
+        except ApiError as error:
+            if error.status != 401 or not await self._renewed_access():
+                raise
+        return await self._attempt(method, path, query, headers, body, timeout)
+
+    async def _renewed_access(self) -> bool:
+        """Read the credentials again; whether there is reason to believe that they are accepted now."""
+        if self._renew is None:
+            return False
+        async with self._renewing:
+            now = time.monotonic()
+            if now - self._renewed < RENEW_SECONDS:
+                return False
+            self._renewed = now
+            try:
+                found = await self._renew()
+            except (config.ConfigException, OSError, ValueError) as error:
+                logger.warning("the API server refuses the credentials, and others cannot be read: %s", error)
+                return False
+            kept = self._api.configuration
+            kept.api_key, kept.refresh_api_key_hook = found.api_key, found.refresh_api_key_hook
+            return True
+
+    async def _attempt(
         self,
         method: str,
         path: str,
@@ -374,7 +410,7 @@ class Kube:
             data = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ApiError(0, type(error).__name__, f"{method} {path}: {error}") from error
-        raise _refusal(response, data, f"{method} {path}")
+        raise refusal(response, data, f"{method} {path}")
 
 
 def _accept(metadata_only: bool, *, listing: bool = False) -> dict[str, str]:
@@ -382,19 +418,6 @@ def _accept(metadata_only: bool, *, listing: bool = False) -> dict[str, str]:
         return {"Accept": "application/json"}
     kind = "PartialObjectMetadataList" if listing else "PartialObjectMetadata"
     return {"Accept": f"application/json;as={kind};g=meta.k8s.io;v=v1,application/json"}
-
-
-def _refusal(response: aiohttp.ClientResponse, data: bytes, what: str) -> ApiError:
-    reason, message = response.reason or "", data[:500].decode(errors="replace")
-    try:
-        status = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        status = None  # a proxy's page rather than the API's Status: its text is the message
-    if isinstance(status, dict) and status.get("kind") == "Status":
-        reason, message = status.get("reason") or reason, status.get("message") or message
-    header = response.headers.get("Retry-After", "")
-    retry_after = float(header) if header.isdigit() else None
-    return ApiError(response.status, reason, f"{what}: {message}", retry_after=retry_after)
 
 
 def secret_data(secret: Object) -> dict[str, str]:

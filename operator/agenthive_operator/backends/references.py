@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 WATCHED: Final = (SECRET, CONFIG_MAP)
 RETRY_SECONDS: Final = 30.0
+BRIEF_SECONDS: Final = 5.0
+"""A watch that ends sooner is not begun again at once."""
 
 
 class Reference(NamedTuple):
@@ -101,6 +104,7 @@ class References:
         delay = 0.5
         version = ""
         while True:
+            began, least = time.monotonic(), 0.1
             try:
                 if not version:
                     # rbac: core/secrets list
@@ -114,6 +118,8 @@ class References:
                     delay = 0.5
                     if kind != "BOOKMARK":
                         self._see(obj, gone=kind == "DELETED")
+                if time.monotonic() - began > BRIEF_SECONDS:
+                    continue  # the server ends each watch now and then
             except ApiError as error:
                 if error.status == 410:
                     version = ""  # too old: list again and compare, which also finds missed deletions
@@ -121,8 +127,9 @@ class References:
                     # That a namespace refuses us is said where all of it is read.
                     told = logging.DEBUG if error.status == 403 and namespace is not None else logging.WARNING
                     logger.log(told, "watch of %s: %s; again in %.1f s at most", resource.plural, error, delay)
-                await asyncio.sleep(random.uniform(0.1, delay))  # noqa: S311 - jitter
-                delay = min(RETRY_SECONDS, delay * 2)
+                least = max(least, error.retry_after or 0.0)
+            await asyncio.sleep(random.uniform(least, max(least, delay)))  # noqa: S311 - jitter
+            delay = min(RETRY_SECONDS, delay * 2)
 
     def _compare(self, kind: str, namespace: str | None, items: list[Object]) -> None:
         listed: set[Reference] = set()

@@ -1,7 +1,7 @@
 """What the watches have told so far: a dictionary of objects with the look-ups that the reconcilers need.
 
 The cache answers "what do I know", never "what is there": an object that is missing here may exist. Whoever acts on
-absence asks the API server first. ``replace`` compares the cache with a LIST, which finds what watches missed.
+absence asks the API server first. ``compare`` sets the cache against a LIST, which finds what watches missed.
 """
 
 from __future__ import annotations
@@ -117,12 +117,16 @@ class ObjectCache:
         self._drop(ref)
         return Change.REMOVED
 
-    def replace(self, kind: str, namespace: str | None, items: Iterable[Object], version: str) -> list[Object]:
-        """Compare with a complete LIST (of one namespace, or of all) taken at ``version``.
+    def compare(
+        self, kind: str, namespace: str | None, items: Iterable[Object], version: str
+    ) -> tuple[list[Object], list[Object]]:
+        """Take in a LIST (of one namespace, or of all) taken at ``version``.
 
-        Returns the objects that the watches had missed: new, changed or, in their last known form, gone.
+        Returns the objects that the watches had missed, new or changed, and those known ones that the list lacks.
+        The latter stay: a list may be wrong, and who confirmed that one is gone calls ``remove``.
         """
         missed: list[Object] = []
+        lacking: list[Object] = []
         listed: set[Ref] = set()
         for item in items:
             listed.add(ref_of(item))
@@ -135,9 +139,8 @@ class ObjectCache:
                 continue
             if _version(obj) > taken:
                 continue  # made after the list was taken
-            self.remove(obj)
-            missed.append(obj)
-        return missed
+            lacking.append(obj)
+        return missed, lacking
 
     # ---- inside
 
@@ -229,6 +232,12 @@ def _version(obj: Object) -> int:
     """The resourceVersion as a number; they are comparable for one kind since Kubernetes 1.35 says so officially."""
     version = str(obj["metadata"].get("resourceVersion", ""))
     return int(version) if version.isdigit() else 0
+
+
+def wish_of(obj: Object | None) -> tuple[Any, ...]:
+    """What tells whether somebody wants something else of an object that is reconciled."""
+    metadata = (obj or {}).get("metadata") or {}
+    return tuple(metadata.get(field) for field in ("uid", "generation", "annotations", "deletionTimestamp"))
 
 
 def _same_wish(known: Object, new: Object) -> bool:

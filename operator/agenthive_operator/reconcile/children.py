@@ -64,6 +64,8 @@ class Children:
                 return Problem("NameConflict", conflict_text(live))
             if live is not None and not needs_apply(body, live):
                 continue
+            if live is not None:
+                await self._check_heir(live, body)
             try:
                 # rbac: core/secrets create,patch
                 # rbac: core/configmaps create,patch
@@ -84,6 +86,24 @@ class Children:
             self._cache.put(answer)
             logger.info("applied %s %s/%s", *ref_of(body))
         return None
+
+    async def _check_heir(self, live: Object, body: Object) -> None:
+        """Before an object changes hands: the API server has to say that its heir is alive, and the holder is not.
+
+        What the watches told may be old. An object that a living owner loses to a dead one is garbage collected.
+        Raises ``ApiError`` when it is not so.
+        """
+        holder, heir = controller_of(live), controller_of(body)
+        if heir is None or (holder is not None and holder["uid"] == heir["uid"]):
+            return
+        namespace = body["metadata"]["namespace"]
+        # rbac: agenthive.dev/agenthives get
+        # rbac: agenthive.dev/agents get
+        owner = await self._kube.get(BY_KIND[heir["kind"]], namespace, heir["name"])
+        if owner is None or owner["metadata"]["uid"] != heir["uid"]:
+            kind, _, name = ref_of(live)
+            text = f"{kind} {name} is not taken over: its heir {heir['kind']} {heir['name']} is gone or another by now"
+            raise ApiError(409, "Conflict", text)
 
     async def apply_existing(self, planned: Sequence[Object], manager: str = FIELD_MANAGER) -> Problem | None:
         """Apply to objects that somebody else made and keeps, where they exist and differ.

@@ -20,9 +20,11 @@ from agenthive_operator.backends.kube import BY_KIND, CHILDREN, CUSTOM, ApiError
 from agenthive_operator.backends.references import References
 from agenthive_operator.backends.reports import Figures, PostgresReport, StoreReport
 from agenthive_operator.backends.resolve import Resolver
+from agenthive_operator.log import Sparing
 from agenthive_operator.metrics import QueueFigures, Snapshot
+from agenthive_operator.reconcile.absence import confirm_gone
 from agenthive_operator.reconcile.agent import AgentReconciler
-from agenthive_operator.reconcile.cache import SELECTOR, Change, Key, ObjectCache, keys_of
+from agenthive_operator.reconcile.cache import SELECTOR, Change, Key, ObjectCache, keys_of, wish_of
 from agenthive_operator.reconcile.children import Children
 from agenthive_operator.reconcile.context import Context, Options
 from agenthive_operator.reconcile.hearing import Hearing
@@ -44,6 +46,8 @@ SPREAD_SECONDS: Final = 20.0
 MIGRATION_SECONDS: Final = 660.0
 LIST_RETRY_SECONDS: Final = 10.0
 REFUSED_RETRY_SECONDS: Final = 30.0
+RELISTED_SECONDS: Final = 0.3
+"""What a watch lists when it begins has arrived by then."""
 SETTLE_SECONDS: Final = 30.0
 """What a predecessor wrote at its end arrives within this long."""
 
@@ -125,6 +129,10 @@ class Controller:
         self._acting_since: float | None = None
         self._last_event = time.monotonic()
         self._hearing = Hearing()
+        self._list_again = 0.0
+        self._relisted: dict[tuple[Resource, str | None], None] = {}
+        self._relist = asyncio.Event()
+        self._sparing = Sparing()
         self.health = Health(beat=time.monotonic())
         self.synced = asyncio.Event()
 
@@ -138,6 +146,7 @@ class Controller:
                 logger.info("synced: %d objects", len(self.context.cache))
                 group.create_task(self.context.references.run(), name="references")
                 group.create_task(self._beat(), name="beat")
+                group.create_task(self._compare_relisted(), name="compare")
                 await self._begin_to_act()
                 context = self.context
                 for monitor in (context.redis, context.caches, context.postgres, context.figures):
@@ -166,6 +175,11 @@ class Controller:
         change = self.context.cache.remove(obj) if kind == "DELETED" else self.context.cache.put(obj)
         self._react(obj, change)
 
+    def relisted(self, resource: Resource, namespace: str | None) -> None:
+        """A watch began anew with a list: what was deleted meanwhile, nobody tells unless we compare."""
+        self._relisted[(resource, namespace)] = None
+        self._relist.set()
+
     def _react(self, obj: Object, change: Change) -> None:
         namespace = obj["metadata"].get("namespace", "")
         if change is Change.NONE or not self._acts_in(namespace):
@@ -182,6 +196,10 @@ class Controller:
             self._add(Key("AgentHive", namespace, hive))
         if obj["kind"] == "AgentHive" and change in {Change.ADDED, Change.REMOVED}:
             self.context.enqueue_agents(Key("AgentHive", namespace, obj["metadata"]["name"]))
+
+    def _went(self, obj: Object) -> None:
+        """The API server says that this object is gone."""
+        self._react(obj, self.context.cache.remove(obj))
 
     def _acts_in(self, namespace: str) -> bool:
         """Whether objects of a namespace are reconciled: not on a standby, nor before all of it was read."""
@@ -223,18 +241,43 @@ class Controller:
     async def _reconcile(self, key: Key) -> float | None:
         if not self._acts_in(key.namespace):
             return None  # its namespace cannot be read any more; should it come back, all in it is looked at
+        before = self.context.cache.get(*key)
         try:
             if key.kind == "AgentHive":
-                return await self._hives.reconcile(key)
-            return await self._agents.reconcile(key)
+                again = await self._hives.reconcile(key)
+            else:
+                again = await self._agents.reconcile(key)
         except ApiError as error:
             if error.transient or error.status == 404:
                 # 404: the object or its namespace went while we worked; the next look finds out which.
+                if error.status in {404, 409}:
+                    await self._read_again(key)
                 raise RetryLater(str(error), after=error.retry_after) from error
             if error.status == 403:
                 logger.warning("%s: %s", key, error)
                 raise RetryLater("refused") from error
             raise
+        after = self.context.cache.get(*key)
+        if after is not None and wish_of(after) != wish_of(before):
+            # The answer to a write of ours brought a newer wish than the one that was acted upon. To its watch event
+            # nobody reacts any more: it is known by then.
+            self._add(key)
+        return again
+
+    async def _read_again(self, key: Key) -> None:
+        """What is known of an object may be old, as a watch that is silent leaves it: ask for it."""
+        try:
+            # rbac: agenthive.dev/agenthives get
+            # rbac: agenthive.dev/agents get
+            found = await self.context.kube.get(BY_KIND[key.kind], key.namespace, key.name)
+        except ApiError as error:
+            logger.debug("%s: %s", key, error)
+            return
+        known = self.context.cache.get(*key)
+        if found is not None:
+            self.context.cache.put(found)
+        elif known is not None:
+            self._went(known)
 
     # ---- lists
 
@@ -286,14 +329,34 @@ class Controller:
         for resource in (*CUSTOM, *CHILDREN):
             delay = 0.2
             while (listed := await self._compare(resource, namespace, quiet=delay < 5)) is Listed.FAILED:
-                await asyncio.sleep(random.uniform(delay / 2, delay))  # noqa: S311 - jitter
+                await asyncio.sleep(max(self._list_again, random.uniform(delay / 2, delay)))  # noqa: S311 - jitter
                 delay = min(LIST_RETRY_SECONDS, delay * 2)
             if listed is Listed.REFUSED:
                 return False
         return True
 
-    async def _compare(self, resource: Resource, namespace: str | None, *, quiet: bool = False) -> Listed:
-        """Compare the cache with a complete list. One that could not be had is not absence."""
+    async def _compare_relisted(self) -> None:
+        """Compare each kind whose watch began anew."""
+        while True:
+            await self._relist.wait()
+            self._relist.clear()
+            await asyncio.sleep(RELISTED_SECONDS)
+            for resource, namespace in list(self._relisted):
+                if namespace not in self._read:
+                    continue  # all of it is about to be read anyway
+                del self._relisted[(resource, namespace)]
+                if await self._compare(resource, namespace, quiet=True, judge=False) is Listed.FAILED:
+                    self.relisted(resource, namespace)
+                    await asyncio.sleep(max(self._list_again, random.uniform(1, LIST_RETRY_SECONDS)))  # noqa: S311 - jitter
+
+    async def _compare(
+        self, resource: Resource, namespace: str | None, *, quiet: bool = False, judge: bool = True
+    ) -> Listed:
+        """Compare the cache with a complete list. One that could not be had is not absence, and one that lacks
+        something is only a hint: what is gone the API server has to say of each object.
+
+        ``judge``: what this finds speaks of whether the watch tells what happens.
+        """
         labels = "" if resource in CUSTOM else SELECTOR
         try:
             # rbac: agenthive.dev/agenthives list
@@ -313,13 +376,22 @@ class Controller:
             if refused and namespace in self._refused:
                 told = logging.DEBUG  # said before, when it was left out
             logger.log(told, "list of %s: %s", resource.plural, error)
+            self._list_again = error.retry_after or 0.0
             return Listed.REFUSED if refused else Listed.FAILED
-        missed = self.context.cache.replace(resource.kind, namespace, items, version)
-        self._hearing.listed((resource.kind, namespace), news=bool(missed))
+        self._list_again = 0.0
+        missed, lacking = self.context.cache.compare(resource.kind, namespace, items, version)
         for obj in missed:
-            gone = self.context.cache.get(*_ref(obj)) is None
-            self._react(obj, Change.REMOVED if gone else Change.UPDATED)
-        return Listed.DONE
+            self._react(obj, Change.UPDATED)
+        found = await confirm_gone(self.context.kube, resource, lacking, self._went)
+        if judge:
+            self._hearing.listed((resource.kind, namespace), news=bool(missed) or found.gone > 0)
+        if found.there:
+            self._sparing.log(
+                logger, logging.WARNING, "list",
+                "the list of %s left out %d objects that are there; nothing is taken for gone that the API server has",
+                resource.plural, found.there,
+            )  # fmt: skip
+        return Listed.FAILED if found.unknown else Listed.DONE
 
     @property
     def silent(self) -> frozenset[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from datetime import datetime
 from typing import Final
 
 import asyncpg
@@ -16,11 +15,11 @@ from agenthive_operator.api.agent import Agent
 from agenthive_operator.api.hive import AgentHive
 from agenthive_operator.api.meta import InvalidObjectError
 from agenthive_operator.backends import postgres, redis
-from agenthive_operator.backends.kube import ApiError, Object
+from agenthive_operator.backends.kube import AGENT, DEPLOYMENT, POD, ApiError, Object
 from agenthive_operator.backends.reports import StoreReport
 from agenthive_operator.backends.users import UsersError
-from agenthive_operator.plan.names import FINALIZER
-from agenthive_operator.reconcile.cache import Key
+from agenthive_operator.plan.names import AGENT_LABEL, FINALIZER, HIVE_LABEL
+from agenthive_operator.reconcile.cache import SELECTOR, Change, Key, keys_of
 from agenthive_operator.reconcile.context import Context
 from agenthive_operator.reconcile.stores import SERVERS, Server, Stores, scope_of
 
@@ -36,6 +35,7 @@ class HiveDeletion:
     def __init__(self, context: Context, stores: Stores) -> None:
         self._context = context
         self._stores = stores
+        self._seen: dict[str, float] = {}
 
     async def step(self, key: Key, live: Object, hive: AgentHive) -> tuple[str, float] | None:
         """Do what can be done now.
@@ -46,6 +46,10 @@ class HiveDeletion:
         if FINALIZER not in hive.metadata.finalizers:
             return None
         draining = self._draining(key)
+        if not draining:
+            # What comes now can not be undone, and the watches may have missed what still runs.
+            await confirm_agents(self._context, key)
+            draining = self._draining(key)
         remaining = self._deadline(key, hive) - self._age(hive)
         if draining and remaining > 0:
             return f"draining {len(draining)} agents: {', '.join(draining[:10])}", LOOK_AGAIN_SECONDS
@@ -61,6 +65,7 @@ class HiveDeletion:
             await self._context.events.emit(live, "Warning", "CleanupAbandoned", "; ".join(left))
             logger.warning("cleanup of %s abandoned: %s", key, "; ".join(left))
         await release(self._context, live)
+        self.forget(hive.metadata.uid)
         return None
 
     def _draining(self, key: Key) -> list[str]:
@@ -86,8 +91,17 @@ class HiveDeletion:
         return drain + self._context.options.cleanup_seconds
 
     def _age(self, hive: AgentHive) -> float:
-        since: datetime | None = hive.metadata.deletion_timestamp
-        return (self._context.clock() - since).total_seconds() if since else 0.0
+        """Seconds since we first saw that the hive is to be deleted.
+
+        No clock of another machine is compared with ours: one that is wrong or jumps would end the clean-up before it
+        began, or never. A restart of the operator begins to count again.
+        """
+        now = self._context.monotonic()
+        return now - self._seen.setdefault(hive.metadata.uid, now)
+
+    def forget(self, uid: str) -> None:
+        """The hive is gone."""
+        self._seen.pop(uid, None)
 
     async def _clean(self, key: Key, hive: AgentHive, server: Server) -> str:
         """Remove what the hive left in an external server; returns what went wrong, or nothing."""
@@ -133,8 +147,12 @@ def outside(hive: AgentHive) -> list[Server]:
 
 async def ensure_finalizer(context: Context, live: Object, hive: AgentHive) -> Object:
     """The finalizer is there exactly while the hive's end has work to do: agents to drain, servers to clean."""
-    needed = bool(outside(hive)) or bool(context.cache.agents_of(hive.metadata.namespace, hive.metadata.name))
+    key = Key("AgentHive", hive.metadata.namespace, hive.metadata.name)
+    needed = bool(outside(hive)) or bool(context.cache.agents_of(key.namespace, key.name))
     present = FINALIZER in hive.metadata.finalizers
+    if present and not needed:
+        await confirm_agents(context, key)
+        needed = bool(context.cache.agents_of(key.namespace, key.name))
     if needed and not present:
         return await _write(context, live, [*hive.metadata.finalizers, FINALIZER])
     if present and not needed:
@@ -148,9 +166,36 @@ async def release(context: Context, live: Object) -> Object:
     try:
         return await _write(context, live, finalizers)
     except ApiError as error:
-        if error.status != 404:
+        if not error.absent:
             raise
         return live
+
+
+async def confirm_agents(context: Context, key: Key) -> None:
+    """Ask the API server for what belongs to a hive's agents, and take in what the watches did not tell.
+
+    Three lists rather than one: a list may be wrong, and pods or Deployments of agents tell of them. Only additions
+    count: nothing is taken for gone here. Raises ``ApiError``.
+    """
+    of_hive = f"{SELECTOR},{HIVE_LABEL}={key.name},{AGENT_LABEL}"
+    for resource, labels in ((AGENT, ""), (DEPLOYMENT, of_hive), (POD, of_hive)):
+        # rbac: agenthive.dev/agents list
+        # rbac: apps/deployments list
+        # rbac: core/pods list
+        for obj in (await context.kube.list(resource, key.namespace, labels=labels))[0]:
+            _take_in(context, obj)
+            agent = (obj["metadata"].get("labels") or {}).get(AGENT_LABEL)
+            if resource is AGENT or not agent or context.cache.get("Agent", key.namespace, agent) is not None:
+                continue
+            # rbac: agenthive.dev/agents get
+            if (found := await context.kube.get(AGENT, key.namespace, agent)) is not None:
+                _take_in(context, found)
+
+
+def _take_in(context: Context, obj: Object) -> None:
+    if context.cache.put(obj) is Change.ADDED:
+        for key in keys_of(obj):
+            context.queue.add(key)
 
 
 async def _write(context: Context, live: Object, finalizers: list[str]) -> Object:

@@ -20,6 +20,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from agenthive_operator.log import Sparing
+
 logger = logging.getLogger(__name__)
 
 K = TypeVar("K", bound=Hashable)
@@ -56,12 +58,18 @@ class Schedule(Generic[K]):
     _in_flight: dict[K, float] = field(default_factory=dict)
     _dirty: set[K] = field(default_factory=set)
     _failures: dict[K, int] = field(default_factory=dict)
+    _held: dict[K, float] = field(default_factory=dict)
     _sequence: int = 0
 
     def add(self, key: K, now: float) -> None:
-        """``key`` wants handling as soon as a worker is free, whatever delay it was under."""
+        """``key`` wants handling as soon as a worker is free, whatever delay it was under.
+
+        Only a time that the server asked for is waited for all the same.
+        """
         if key in self._in_flight:
             self._dirty.add(key)
+        elif self._held.get(key, now) > now:
+            self._delay(key, self._held[key])
         elif key not in self._ready_since:
             self._due.pop(key, None)
             self._ready.append(key)
@@ -72,7 +80,9 @@ class Schedule(Generic[K]):
         if delay <= 0:
             self.add(key, now)
             return
-        due = now + delay
+        self._delay(key, max(now + delay, self._held.get(key, now)))
+
+    def _delay(self, key: K, due: float) -> None:
         if key in self._ready_since or self._due.get(key, due + 1) <= due:
             return
         self._due[key] = due
@@ -86,6 +96,7 @@ class Schedule(Generic[K]):
             return None
         key = self._ready.popleft()
         del self._ready_since[key]
+        self._held.pop(key, None)
         self._in_flight[key] = now
         return key
 
@@ -109,6 +120,7 @@ class Schedule(Generic[K]):
         delay = self.backoff.delay(failures, self.rng)
         if retry_after is not None:
             delay = max(delay, retry_after)
+            self._held[key] = now + retry_after
         self.add_after(key, delay, now)
         return delay
 
@@ -116,6 +128,7 @@ class Schedule(Generic[K]):
         """``key`` is gone: drop its delay and its count of failures. A key in flight finishes undisturbed."""
         self._due.pop(key, None)
         self._failures.pop(key, None)
+        self._held.pop(key, None)
 
     def next_due(self, now: float) -> float | None:
         """Seconds until something is due: 0 when something is, None when nothing is even delayed."""
@@ -211,6 +224,7 @@ class KeyedQueue(Generic[K]):
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._sparing = Sparing()
         self.schedule: Schedule[K] = Schedule(backoff=backoff or Backoff(), rng=rng or random.Random())  # noqa: S311 - jitter
 
     def add(self, key: K) -> None:
@@ -274,7 +288,9 @@ class KeyedQueue(Generic[K]):
         except RetryLater as later:
             raised = later
             delay = self.schedule.failed(key, self._clock(), retry_after=later.after)
-            logger.info("%s %s: %s; again in %.1f s", self._name, key, later, delay)
+            self._sparing.log(
+                logger, logging.INFO, self._name, "%s %s: %s; again in %.1f s", self._name, key, later, delay
+            )
         except asyncio.CancelledError:
             raise
         except Exception as error:

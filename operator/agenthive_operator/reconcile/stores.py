@@ -66,6 +66,7 @@ class Stores:
         self._schemas: dict[Key, postgres.HiveSchema] = {}
         self._queues: dict[Key, redis.HiveQueues] = {}
         self._databases: dict[Key, asyncio.Lock] = {}
+        self._ready_seen: dict[tuple[Key, Server], tuple[datetime | None, float]] = {}
 
     async def connection(self, key: Key, hive: AgentHive, server: Server) -> Connection:
         """The URLs of a store, from the Secrets that hold them. Raises ``ApiError`` when the API cannot be asked."""
@@ -233,6 +234,8 @@ class Stores:
             self._context.certificates.forget((key, server))
         self._schemas.pop(key, None)
         self._databases.pop(key, None)
+        for server in SERVERS:
+            self._ready_seen.pop((key, server), None)
         self._context.logins.forget_hive(key)
         await self._context.users.forget_hive(key)
         if (queues := self._queues.pop(key, None)) is not None:
@@ -253,16 +256,24 @@ class Stores:
             for pod in self._context.cache.pods_of(key.namespace, hive=key.name)
             if pod["metadata"]["labels"].get(COMPONENT_LABEL) == server
         ]
-        judged, again = while_starting(report, pods, self._context.clock())
+        since, now = ready_since(pods), self._context.monotonic()
+        known, seen = self._ready_seen.get((key, server), (None, now))
+        if known != since:
+            seen = now
+        self._ready_seen[(key, server)] = since, seen
+        judged, again = while_starting(report, pods, self._context.clock(), seen_for=now - seen)
         if again is not None:
             self._context.queue.add_after(key, again)
         return judged
 
 
-def while_starting(report: StoreReport, pods: list[Object], now: datetime) -> tuple[StoreReport, float | None]:
+def while_starting(
+    report: StoreReport, pods: list[Object], now: datetime, *, seen_for: float = 0.0
+) -> tuple[StoreReport, float | None]:
     """``report`` on a managed server in the light of its pods, and when its judgement changes by itself. Pure.
 
-    A pod that has just become ready may not be found yet: the report may be older, and DNS takes its time.
+    A pod that has just become ready may not be found yet: the report may be older, and DNS takes its time. That it
+    became ready was timed by another machine; ``seen_for``, seconds since we know it, is as good where clocks differ.
     """
     if report.reason not in {"Unreachable", "Starting"}:
         return report, None
@@ -271,7 +282,7 @@ def while_starting(report: StoreReport, pods: list[Object], now: datetime) -> tu
         failure = pod_failure(pods)
         text = failure.message if failure else "waiting for its pod to be ready"
         return replace(report, reason="Starting", message=text), None
-    left = REACHABLE_SECONDS - (now - since).total_seconds()
+    left = REACHABLE_SECONDS - max((now - since).total_seconds(), seen_for)
     if left <= 0:
         return report, None
     return replace(report, reason="Starting", message="its pod is ready and about to be reachable"), left

@@ -73,24 +73,25 @@ def test_indices_follow_changes() -> None:
     assert cache.pods_of("ns", hive="h1", agent="a") == []
 
 
-def test_replace_finds_ghosts_changes_and_newcomers() -> None:
+def test_a_list_finds_ghosts_changes_and_newcomers() -> None:
     cache = ObjectCache()
     cache.put(obj(name="ghost", version=1))
     cache.put(obj(name="same", version=2))
     cache.put(obj(name="old", version=3))
-    missed = cache.replace(
+    missed, lacking = cache.compare(
         "Agent", None, [obj(name="same", version=2), obj(name="old", version=8), obj(name="new")], "9"
     )
-    assert sorted(item["metadata"]["name"] for item in missed) == ["ghost", "new", "old"]
-    assert cache.get("Agent", "ns", "ghost") is None
+    assert sorted(item["metadata"]["name"] for item in missed) == ["new", "old"]
+    assert [item["metadata"]["name"] for item in lacking] == ["ghost"]
+    assert cache.get("Agent", "ns", "ghost"), "the list may be wrong: nothing is gone until the API server says so"
 
 
-def test_replace_keeps_what_is_younger_than_the_list_and_other_kinds_and_namespaces() -> None:
+def test_a_list_lacks_nothing_that_is_younger_than_the_list_and_other_kinds_and_namespaces() -> None:
     cache = ObjectCache()
     cache.put(obj(name="young", version=12))
     cache.put(obj("Deployment", "other-kind"))
     cache.put(obj(name="elsewhere", metadata={"namespace": "other"}))
-    assert cache.replace("Agent", "ns", [], "10") == []
+    assert cache.compare("Agent", "ns", [], "10") == ([], [])
     assert len(cache) == 3
 
 
@@ -98,7 +99,7 @@ def test_a_list_under_way_does_not_bring_back_the_deleted() -> None:
     cache = ObjectCache()
     cache.put(obj(version=1))
     cache.remove(obj(version=2))
-    assert cache.replace("Agent", None, [obj(version=1)], "1") == []
+    assert cache.compare("Agent", None, [obj(version=1)], "1") == ([], [])
     assert cache.get("Agent", "ns", "a") is None
 
 

@@ -259,3 +259,27 @@ async def test_requeue_after_needs_no_event_and_forget_ends_it() -> None:
         queue.add("b")
         await eventually(lambda: "b" in calls)
         assert calls.count("a") <= seen + 1
+
+
+def test_news_does_not_cut_short_what_the_server_asked_for() -> None:
+    queue = schedule()
+    queue.add("a", 0)
+    queue.take(0)
+    assert queue.failed("a", 0, retry_after=30) == 30
+    queue.add("a", 5)
+    queue.add_after("a", 1, 6)
+    assert queue.take(29.9) is None
+    assert queue.take(30) == "a"
+    queue.done("a", 31)
+    queue.add("a", 32)
+    assert queue.take(32) == "a", "it held for one time"
+
+
+def test_who_is_forgotten_waits_for_nothing() -> None:
+    queue = schedule()
+    queue.add("a", 0)
+    queue.take(0)
+    queue.failed("a", 0, retry_after=30)
+    queue.forget("a")
+    queue.add("a", 1)
+    assert queue.take(1) == "a"

@@ -44,6 +44,13 @@ def test_while_starting(report: StoreReport, pods: list[dict[str, Any]], reason:
     assert not judged.ok
 
 
+@pytest.mark.parametrize(("clock_behind", "seen_for", "reason"), [(7200, 0, "Starting"), (7200, 31, "Unreachable")])
+def test_clocks_that_differ_do_not_prolong_it(clock_behind: float, seen_for: float, reason: str) -> None:
+    judged, wait = while_starting(DOWN, [pod(-clock_behind)], NOW, seen_for=seen_for)
+    assert judged.reason == reason
+    assert wait is None or wait <= REACHABLE_SECONDS
+
+
 def test_a_ready_pod_without_a_time_has_been_ready_for_long() -> None:
     bare = {"metadata": {"name": "p"}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}
     assert while_starting(DOWN, [bare], NOW) == (DOWN, None)
