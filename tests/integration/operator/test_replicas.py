@@ -97,5 +97,6 @@ async def test_a_replica_that_hears_nothing_ends(cluster: Cluster, api_server: A
     async with busy_hive(cluster), replica(cluster, api_server, tmp_path, "a") as a:
         await a.wrote(cluster, 0.0)
         a.recorder.swallowing.set()
-        assert await a.ended(12) == LOST, a.log.read_text()
+        # 6 s until the lease is lost for it, and at most 10 for the watches, whose server answers nothing, to end.
+        assert await a.ended(20) == LOST, a.log.read_text()
         assert "could not be renewed" in a.log.read_text()
