@@ -14,6 +14,7 @@ import logging
 import re
 import secrets
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -266,6 +267,8 @@ async def _apply_next(connection: Any, schema: str) -> list[Migration]:
         await _apply(connection, schema, missing[0])
         return [missing[0]]
     await _create_bookkeeping(connection, schema)
+    if await _apply_together(connection, schema, missing):
+        return list(missing)
     done: list[Migration] = []
     for migration in missing:
         try:
@@ -279,20 +282,44 @@ async def _apply_next(connection: Any, schema: str) -> list[Migration]:
     return done
 
 
+async def _apply_together(connection: Any, schema: str, missing: Sequence[Migration]) -> bool:
+    """Apply all in one exchange; False, and nothing is changed, where one of them fails: which one is not known."""
+    script = ";\n".join(
+        f"SET LOCAL search_path = {quote(schema)};\n{migration.sql};\n{_noted(schema, migration)}"
+        for migration in missing
+    )
+    try:
+        async with connection.transaction():
+            await connection.execute(script, timeout=UPGRADE_SECONDS)
+    except asyncpg.PostgresError as error:
+        if _is_passing(error):
+            raise
+        return False
+    return True
+
+
 async def _apply(connection: Any, schema: str, migration: Migration) -> None:
     await connection.execute(f"SET LOCAL search_path = {quote(schema)}")
     try:
         await connection.execute(migration.sql, timeout=UPGRADE_SECONDS)
     except asyncpg.PostgresError as error:
-        if is_connection_loss(error) or is_lock_timeout(error) or is_collision(error):
+        if _is_passing(error):
             raise
         raise MigrationError(
             f"migration {migration.version:04}_{migration.name} of schema {schema} failed and left no trace: {error}"
         ) from error
-    await connection.execute(
-        f"INSERT INTO {quote(schema)}.schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",  # noqa: S608
-        migration.version, migration.name, migration.checksum,
-    )  # fmt: skip
+    await connection.execute(_noted(schema, migration))
+
+
+def _is_passing(error: BaseException) -> bool:
+    """Whether the same may go well another time."""
+    return is_connection_loss(error) or is_lock_timeout(error) or is_collision(error)
+
+
+def _noted(schema: str, migration: Migration) -> str:
+    # Values of this code: names and digests of files that ``_FILE`` matches.
+    values = f"{migration.version}, '{migration.name}', '{migration.checksum}'"
+    return f"INSERT INTO {quote(schema)}.schema_migrations (version, name, checksum) VALUES ({values})"  # noqa: S608
 
 
 async def _create_schema(connection: Any, schema: str) -> None:
