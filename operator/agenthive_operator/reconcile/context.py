@@ -35,7 +35,7 @@ class Options:
     resolve_services: bool = False
     cleanup_seconds: float = 120.0
     resync_seconds: float = 300.0
-    workers: int = 8
+    workers: int = 16
 
 
 @dataclass(frozen=True, slots=True)
