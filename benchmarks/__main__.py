@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.report import Row, show, write
 
 #: Suite → module with ``run(progress) -> list[Row]``.
-SUITES = {"bus": "benchmarks.bus", "store": "benchmarks.store"}
+SUITES = {"bus": "benchmarks.bus", "store": "benchmarks.store", "operator": "benchmarks.operator"}
 
 
 def main() -> None:

@@ -244,6 +244,7 @@ class Kube:
             for item in page["items"] or ():  # null is how an empty list of metadata comes
                 item.setdefault("apiVersion", resource.api_version)
                 item["kind"] = resource.kind  # lists leave it out, metadata-only lists say PartialObjectMetadata
+                item["metadata"].pop("managedFields", None)  # half of a large list, and read by nobody here
                 items.append(item)
             metadata = page.get("metadata") or {}
             if not metadata.get("continue"):

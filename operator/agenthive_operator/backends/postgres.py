@@ -13,7 +13,7 @@ import asyncpg
 
 from agenthive.settings import HiveScope, PostgresPool, Retention
 from agenthive.store import Store, schema_name, schema_status, upgrade
-from agenthive.store.database import Address, close_once, connect_once
+from agenthive.store.database import Address, Connect, close_once, connect_once, connected
 from agenthive.store.errors import (
     InvalidValue,
     SchemaTooNew,
@@ -25,8 +25,10 @@ from agenthive.store.errors import (
 )
 from agenthive.store.locks import change_tables
 from agenthive.store.naming import quote
+from agenthive.store.partitions import DAYS_AHEAD
 from agenthive.store.roles import drop_logins, drop_roles
 from agenthive_operator.backends.reports import PostgresReport, SchemaReport, StoreReport, endpoint_of
+from agenthive_operator.backends.shared import Sessions, SharedLooks
 from agenthive_operator.backends.tls_advice import tls_advice, tls_error
 from agenthive_operator.backends.upkeep import Upkeep
 
@@ -76,12 +78,25 @@ class Access:
 class HiveSchema:
     """The hive's schema in one database: probed often, upgraded when something is missing, kept up daily.
 
-    ``clock`` is monotonic, in seconds; ``retention`` is looked at whenever housekeeping is due.
+    ``clock`` is monotonic, in seconds; ``retention`` is looked at whenever housekeeping is due. ``days_at_once``: for
+    how many days to come a schema that is new gets its partitions, the rest comes with the housekeeping. ``sessions``
+    and ``looks`` are shared with other hives.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic, upkeep: Upkeep | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        upkeep: Upkeep | None = None,
+        days_at_once: int = DAYS_AHEAD,
+        sessions: Sessions | None = None,
+        looks: SharedLooks[StoreReport] | None = None,
+    ) -> None:
         self._clock = clock
         self._upkeep = upkeep or Upkeep()
+        self._days_at_once = days_at_once
+        self._connect: Connect = sessions.lend if sessions else connected
+        self._looks = looks or SharedLooks[StoreReport](lambda report: report.ok)
         self.retention = Retention()
 
     async def check(self, access: Access, scope: HiveScope, *, shown: str | None = None) -> PostgresReport:
@@ -90,13 +105,13 @@ class HiveSchema:
         ``access`` is dialled; ``shown`` is its ``url`` as the user knows it, where Service names were resolved first.
         """
         schema = schema_name(scope)
-        store = await probe(access.url, shown=shown, schema=schema if access.upkeep == access.url else None)
+        store = await self._probe(access.url, shown, schema=schema if access.upkeep == access.url else None)
         if not store.ok:
             return PostgresReport(
                 store, SchemaReport(False, "WaitingForPostgres", "the schema is migrated once PostgreSQL is ready")
             )
         if access.upkeep != access.url:
-            other = await probe(access.upkeep, schema=schema)
+            other = await self._probe(access.upkeep, schema=schema)
             if not other.ok:
                 text = f"the URL of {access.upkeep_field}: {other.message}"
                 return PostgresReport(store, SchemaReport(False, other.reason, text))
@@ -105,12 +120,16 @@ class HiveSchema:
             await self._keep_up(access.upkeep, scope)
         return PostgresReport(store, report)
 
+    async def _probe(self, url: str, shown: str | None = None, *, schema: str | None = None) -> StoreReport:
+        return await self._looks.look((url, shown, schema), lambda: probe(url, shown=shown, schema=schema))
+
     async def _migrate(self, url: str, schema: str) -> SchemaReport:
         applied: tuple[str, ...] = ()
         try:
-            status = await schema_status(url, schema)
+            status = await schema_status(url, schema, connect=self._connect)
             if not status.too_new and status.pending:
-                applied = tuple(f"{entry.version:04}_{entry.name}" for entry in await upgrade(url, schema))
+                done = await upgrade(url, schema, days_ahead=self._days_at_once, connect=self._connect)
+                applied = tuple(f"{entry.version:04}_{entry.name}" for entry in done)
                 status = replace(status, current=status.latest)
         except SchemaTooNew as error:
             return SchemaReport(False, "SchemaTooNew", str(error))
@@ -133,7 +152,7 @@ class HiveSchema:
             return
         try:
             async with asyncio.timeout(UPKEEP_SECONDS):
-                await upgrade(url, schema_name(scope))
+                await upgrade(url, schema_name(scope), connect=self._connect)
                 async with await Store.connect(
                     url, scope, agent=CLIENT_NAME, pool=PostgresPool(max_size=1), application_name=CLIENT_NAME
                 ) as store:

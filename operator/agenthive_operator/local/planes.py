@@ -22,6 +22,12 @@ from agenthive_operator.local.kubelet.process import Records
 
 ASSETS_VARIABLE = "KUBEBUILDER_ASSETS"
 START_SECONDS = 60.0
+AUDIT_POLICY = """\
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules: [{level: Metadata}]
+"""
 
 
 class PlaneError(RuntimeError):
@@ -60,13 +66,16 @@ def kept_port(file: Path, wanted: int) -> int:
 class Plane:
     """An API server made of child processes, reached by the folder's kubeconfig; ``port`` 0 means that of last time.
 
+    ``audit``: a file that gets a line for each request, in the form of kube-apiserver; None: no such file.
+
     Raises:
         PlaneError: the port is taken, or KUBEBUILDER_ASSETS names no folder with both programs.
     """
 
-    def __init__(self, folder: Folder, records: Records, *, port: int = 0) -> None:
+    def __init__(self, folder: Folder, records: Records, *, port: int = 0, audit: Path | None = None) -> None:
         self._folder = folder
         self._records = records
+        self._audit = audit
         assets = os.environ.get(ASSETS_VARIABLE)
         self.port = kept_port(folder.root / "port", port)
         self.name = "kube-apiserver" if assets else "the built-in API emulator"
@@ -81,6 +90,11 @@ class Plane:
     def url(self) -> str:
         """Where it listens."""
         return f"https://127.0.0.1:{self.port}"
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that run."""
+        return [child.pid for child in self._children if child.pid is not None]
 
     async def start(self) -> None:
         """Start it and wait until it answers.
@@ -115,6 +129,8 @@ class Plane:
     def _emulator(self) -> Child:
         module = "agenthive_operator.local.apiserver"
         options = ["--dir", str(self._folder.root), "--port", str(self.port)]
+        if self._audit is not None:
+            options.append(f"--audit-log-path={self._audit}")
         return self._child("apiserver", [sys.executable, "-P", "-m", module, *options])
 
     def _real(self, assets: Path) -> list[Child]:
@@ -148,6 +164,10 @@ class Plane:
             # No controller makes service accounts here; the endpoints of `kubernetes` lead nowhere a pod needs.
             "--disable-admission-plugins=ServiceAccount", "--endpoint-reconciler-type=none", "--allow-privileged=true",
         ]  # fmt: skip
+        if self._audit is not None:
+            policy = root / "audit-policy.yaml"
+            policy.write_text(AUDIT_POLICY)
+            server += [f"--audit-policy-file={policy}", f"--audit-log-path={self._audit}"]
         return [self._child("etcd", etcd), self._child("kube-apiserver", server)]
 
     def _child(self, name: str, argv: list[str]) -> Child:

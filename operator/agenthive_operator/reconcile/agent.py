@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypedDict
+from datetime import datetime
+from typing import Final, TypedDict
 
 from agenthive_operator.api.agent import Agent
 from agenthive_operator.api.hive import AgentHive
@@ -46,6 +47,9 @@ from agenthive_operator.reconcile.status import (
     only_ready,
 )
 from agenthive_operator.reconcile.stores import scope_of
+
+SILENT_SECONDS: Final = 10.0
+"""How long after it was made an Agent may be without a status, because its hive is being looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +112,11 @@ class AgentReconciler:
         if agent.metadata.deleting:
             return None  # the garbage collector takes the children; nothing outside needs cleaning
         view = await self._view_hive(key, agent)
-        if view.facts.exists and view.state is None and is_known(live):
-            return None  # the hive has not been looked at since the start, and will call us when it has
+        if view.facts.exists and view.state is None:
+            if is_known(live):
+                return None  # the hive has not been looked at since the start, and will call us when it has
+            if view.hive is not None and (left := patience(agent, self._context.clock())) > 0:
+                return left  # the same: what a status would say until then is no news to anybody
         outcome = await self._bring_about(key, live, agent, view)
         self._context.rolls.look(key, Key("AgentHive", key.namespace, agent.spec.hive_ref.name))
         again = await self._tell(key, live, agent, view.facts, outcome)
@@ -282,6 +289,12 @@ class AgentReconciler:
         verdict = Verdict("False", "InvalidSpec", text)
         await self._context.write_status(live, only_ready(live, verdict, self._context.clock()))
         await self._context.tell_transitions(live, {"Ready": verdict}, normal=False)
+
+
+def patience(agent: Agent, now: datetime) -> float:
+    """Seconds for which a new Agent says nothing yet while its hive is looked at for the first time. Pure."""
+    made = agent.metadata.creation_timestamp
+    return 0.0 if made is None else SILENT_SECONDS - (now - made).total_seconds()
 
 
 def is_known(live: Object) -> bool:

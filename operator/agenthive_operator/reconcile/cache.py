@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Any, Final, NamedTuple
 
 from agenthive_operator.plan.names import AGENT_LABEL, HIVE_LABEL, MANAGED_BY, MANAGED_BY_LABEL
+from agenthive_operator.reconcile.sharing import Sharing
 
 Object = dict[str, Any]
 
@@ -57,6 +58,7 @@ class ObjectCache:
         self._objects: dict[Ref, Object] = {}
         self._index: dict[tuple[str, ...], dict[Ref, None]] = {}
         self._buried: OrderedDict[str, None] = OrderedDict()
+        self._sharing = Sharing()
 
     # ---- what is known
 
@@ -148,7 +150,7 @@ class ObjectCache:
         return [self._objects[ref] for ref in self._index.get(key, ())]
 
     def _insert(self, ref: Ref, obj: Object) -> None:
-        self._objects[ref] = obj
+        self._objects[ref] = self._sharing.shared(obj)
         for key in _index_keys(obj):
             self._index.setdefault(key, {})[ref] = None
 

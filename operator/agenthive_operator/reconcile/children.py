@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
 from agenthive_operator.backends.kube import BY_KIND, ApiError, Kube, Object
 from agenthive_operator.plan.checksum import digest
 from agenthive_operator.plan.names import FIELD_MANAGER, HIVE_LABEL, MANAGED_BY, MANAGED_BY_LABEL
-from agenthive_operator.reconcile.cache import ObjectCache, controller_of, ref_of
+from agenthive_operator.reconcile.cache import ObjectCache, Ref, controller_of, ref_of
 from agenthive_operator.reconcile.conditions import Problem
 from agenthive_operator.reconcile.refusals import is_refusal, refusal
 
@@ -26,20 +27,31 @@ APPLIED: Final = "agenthive.dev/applied"
 PRUNED: Final = frozenset(
     {"Deployment", "StatefulSet", "Service", "Secret", "ConfigMap", "PodDisruptionBudget", "NetworkPolicy"}
 )
+ABSENT_SECONDS: Final = 0.5
+"""How long the API server's word that an object is absent may be used once more. The object may be made meanwhile, as
+it may between any question and the write that follows."""
 
 
 class Children:
     """The objects that hives and agents own."""
 
-    def __init__(self, kube: Kube, cache: ObjectCache) -> None:
+    def __init__(self, kube: Kube, cache: ObjectCache, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._kube = kube
         self._cache = cache
+        self._clock = clock
+        self._absent: dict[Ref, float] = {}
 
     async def live(self, kind: str, namespace: str, name: str) -> Object | None:
-        """The object: as watched, else as the API server has it; None only if the server says so."""
+        """The object: as watched, else as the API server has it; None only if the server says so.
+
+        What it said was absent a moment ago is believed once more: a look that reads a Secret goes on to apply it.
+        """
         known = self._cache.get(kind, namespace, name)
         if known is not None:
             return known
+        asked = self._absent.pop(Ref(kind, namespace, name), None)
+        if asked is not None and self._clock() - asked < ABSENT_SECONDS:
+            return None
         # rbac: core/secrets get
         # rbac: core/configmaps get
         # rbac: core/services get
@@ -50,7 +62,15 @@ class Children:
         found = await self._kube.get(BY_KIND[kind], namespace, name)
         if found is not None and is_labelled(found):
             self._cache.put(found)
+        if found is None:
+            self._note_absent(Ref(kind, namespace, name))
         return found
+
+    def _note_absent(self, ref: Ref) -> None:
+        now = self._clock()
+        self._absent[ref] = now
+        while now - self._absent[oldest := next(iter(self._absent))] >= ABSENT_SECONDS:
+            del self._absent[oldest]
 
     async def apply(self, planned: Sequence[Object]) -> Problem | None:
         """Bring planned objects about, in order. The first that cannot be is told and the rest is not tried.

@@ -40,7 +40,7 @@ class Options:
     resolve_services: bool = False
     cleanup_seconds: float = 120.0
     resync_seconds: float = 300.0
-    workers: int = 8
+    workers: int = 16
     place: OperatorPlace = field(default_factory=OperatorPlace)
 
 

@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 FIGURES_SECONDS: Final = 5.0
 BUSY_FIGURES_SECONDS: Final = 2.4
 """With the jitter at most 3 s: this long the status may tell of a backlog that is gone."""
+SETTLED_SECONDS: Final = 0.1
+"""How often it is looked whether everything was looked at once, after a start."""
 SPREAD_SECONDS: Final = 20.0
 """A resync spreads its reconciles over this long."""
 MIGRATION_SECONDS: Final = 660.0
@@ -152,6 +154,7 @@ class Controller:
                 for monitor in (context.redis, context.caches, context.postgres, context.figures):
                     group.create_task(monitor.run(), name="monitor")
                 group.create_task(self.queue.run(), name="queue")
+                group.create_task(self._tell_settled(time.monotonic()), name="settled")
         finally:
             await self._hives.stores.aclose()
 
@@ -278,6 +281,14 @@ class Controller:
             self.context.cache.put(found)
         elif known is not None:
             self._went(known)
+
+    async def _tell_settled(self, began: float) -> None:
+        """Log when everything was looked at once: every server asked, every object concluded."""
+        monitors = (self.context.redis, self.context.caches, self.context.postgres)
+        await self.queue.drained()
+        while any(monitor.unanswered for monitor in monitors) or self.queue.schedule.is_busy:  # noqa: ASYNC110 - once
+            await asyncio.sleep(SETTLED_SECONDS)
+        logger.info("looked at everything once within %.1f s", time.monotonic() - began)
 
     # ---- lists
 

@@ -109,7 +109,8 @@ class HiveReconciler:
         seen = self._observe(key, hive, problem, found)
         verdicts = hive_conditions(seen)
         again = await self._tell(key, live, hive, verdicts, seen, figures)
-        self._tell_agents(key, hive, verdicts, found)
+        if problem is not None or not found.is_incomplete:
+            self._tell_agents(key, hive, verdicts, found)
         return sooner(again, problem)
 
     # ---- steps

@@ -85,6 +85,11 @@ class Monitor(Generic[R]):
         self._looks.pop(key, None)
         self.queue.forget(key)
 
+    @property
+    def unanswered(self) -> int:
+        """How many of the servers asked about have not been looked at yet."""
+        return sum(look.result is None for look in self._looks.values())
+
     async def run(self) -> None:
         """Look until cancelled."""
         await self.queue.run()

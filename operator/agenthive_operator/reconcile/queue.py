@@ -159,6 +159,11 @@ class Schedule(Generic[K]):
         """Keys that are being handled."""
         return len(self._in_flight)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a key is due or being handled."""
+        return bool(self._ready or self._in_flight)
+
     def failures(self, key: K) -> int:
         """How often handling ``key`` failed in a row."""
         return self._failures.get(key, 0)

@@ -26,6 +26,7 @@ from agenthive_operator.backends.reports import (
     endpoint_of,
 )
 from agenthive_operator.backends.resolve import NoEndpointError
+from agenthive_operator.backends.shared import Sessions, SharedLooks
 from agenthive_operator.plan.external import Secrets, UnusableError, Ways, cache_way, secret_names, ways_in
 from agenthive_operator.plan.names import COMPONENT_LABEL, server_name
 from agenthive_operator.reconcile.cache import Key
@@ -38,6 +39,9 @@ logger = logging.getLogger(__name__)
 Server = Literal["redis", "postgres"]
 SERVERS: Final[tuple[Server, Server]] = ("redis", "postgres")
 PORTS: Final = {"redis": redis.DEFAULT_PORT, "postgres": postgres.DEFAULT_PORT}
+DAYS_AT_ONCE: Final = 1
+"""A new schema's partitions are made until tomorrow before agents start; the rest, most of them, by its housekeeping
+within ten minutes: each is a dozen files of the server's, which a hundred new hives would wait for."""
 REACHABLE_SECONDS: Final = 30.0
 """How long the name of a pod that became ready may take to lead to it: name servers remember absence that long."""
 BEING_CREATED: Final = StoreReport(False, "Starting", "being created")
@@ -67,6 +71,8 @@ class Stores:
         self._queues: dict[Key, redis.HiveQueues] = {}
         self._databases: dict[Key, asyncio.Lock] = {}
         self._ready_seen: dict[tuple[Key, Server], tuple[datetime | None, float]] = {}
+        self._sessions = Sessions()
+        self._looks = SharedLooks[StoreReport](lambda report: report.ok)
 
     async def connection(self, key: Key, hive: AgentHive, server: Server) -> Connection:
         """The URLs of a store, from the Secrets that hold them. Raises ``ApiError`` when the API cannot be asked."""
@@ -141,7 +147,7 @@ class Stores:
 
         async def check() -> StoreReport:
             dialled = await self.dial(url, "redis")
-            return dialled if isinstance(dialled, StoreReport) else await redis.probe(dialled, shown=url)
+            return dialled if isinstance(dialled, StoreReport) else await self._probe_redis(dialled, url)
 
         return monitor.watch(key, url, check)
 
@@ -151,7 +157,7 @@ class Stores:
         if access is None:
             monitor.forget(key)
             return PostgresReport(connection.missing, NO_SCHEMA) if connection.missing else None
-        scope, schemas = scope_of(hive), self._schemas.setdefault(key, postgres.HiveSchema())
+        scope, schemas = scope_of(hive), self._schema(key)
         schemas.retention = hive.spec.retention
 
         async def check() -> PostgresReport:
@@ -177,6 +183,16 @@ class Stores:
         if hive.spec.postgres.external is None and not report.store.ok:
             return replace(report, store=self._while_starting(key, report.store, "postgres"))
         return report
+
+    def _schema(self, key: Key) -> postgres.HiveSchema:
+        if key not in self._schemas:
+            self._schemas[key] = postgres.HiveSchema(
+                days_at_once=DAYS_AT_ONCE, sessions=self._sessions, looks=self._looks
+            )
+        return self._schemas[key]
+
+    async def _probe_redis(self, dialled: str, shown: str) -> StoreReport:
+        return await self._looks.look((dialled, shown), lambda: redis.probe(dialled, shown=shown))
 
     def database(self, key: Key) -> asyncio.Lock:
         """Held by who works on the hive's schema: what drops it does not meet a look that makes it."""
@@ -248,6 +264,7 @@ class Stores:
             _, queues = self._queues.popitem()
             await queues.aclose()
         self._context.certificates.close()
+        await self._sessions.aclose()
 
     def _while_starting(self, key: Key, report: StoreReport, server: Server) -> StoreReport:
         """A managed server without a ready pod is not unreachable but starting; its pod says how that goes."""

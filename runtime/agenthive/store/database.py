@@ -7,7 +7,7 @@ import contextlib
 import logging
 import random
 import ssl
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote, urlencode
@@ -177,6 +177,20 @@ async def close_once(connection: asyncpg.Connection[asyncpg.Record], timeout: fl
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         logger.info("a connection to PostgreSQL was cut and not closed: %s", str(error) or type(error).__name__)
         connection.terminate()
+
+
+@contextlib.asynccontextmanager
+async def connected(address: Address, application_name: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    """A connection outside any pool for the length of an ``async with``. Raises as ``connect_once``."""
+    connection = await connect_once(address, application_name)
+    try:
+        yield connection
+    finally:
+        await close_once(connection)
+
+
+#: Opens a connection for the length of an ``async with``, or lends one: ``connected``, or what does as it does.
+Connect = Callable[[Address, str], contextlib.AbstractAsyncContextManager[Any]]
 
 
 def _connect_error(error: BaseException, address: Address) -> Exception:

@@ -14,6 +14,7 @@ import logging
 import re
 import secrets
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -23,7 +24,7 @@ from typing import Any
 import asyncpg
 
 from agenthive.store.chain import TOOL, Event, follow, person, start
-from agenthive.store.database import Address, close_once, connect_once
+from agenthive.store.database import Address, Connect, connected
 from agenthive.store.errors import (
     MigrationError,
     SchemaMissing,
@@ -35,7 +36,7 @@ from agenthive.store.errors import (
 )
 from agenthive.store.locks import change_tables, plain_names
 from agenthive.store.naming import lock_key, quote
-from agenthive.store.partitions import maintain_partitions
+from agenthive.store.partitions import DAYS_AHEAD, maintain_partitions
 from agenthive.store.roles import become_owner, role_names, secure_tables
 from agenthive.store.statements import AuditSql
 
@@ -167,37 +168,45 @@ async def applied_versions(connection: Any, schema: str) -> dict[int, str]:
     return {row["version"]: row["checksum"] for row in rows}
 
 
-async def schema_status(url: str, schema: str) -> SchemaStatus:
+async def schema_status(url: str, schema: str, *, connect: Connect = connected) -> SchemaStatus:
     """How far the schema is; changes nothing.
+
+    Args:
+        url: where it is.
+        schema: its name.
+        connect: opens the connection, or lends one that is open.
 
     Raises:
         StoreUnavailable, StoreAuthError: PostgreSQL cannot be used.
         MigrationError: an applied migration has another content in this code.
     """
     address = Address.parse(url)
-    connection = await connect_once(address, "agenthive db status")
     try:
-        async with plain_names(connection):  # a transaction for PgBouncer, which may send each statement elsewhere
+        # In a transaction for PgBouncer, which may send each statement elsewhere.
+        async with connect(address, "agenthive db status") as connection, plain_names(connection):
             applied = await applied_versions(connection, schema)
-    except asyncpg.PostgresError as error:
+    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise translate(error, address.where) from error
-    finally:
-        await close_once(connection)
     known = migrations()
     current = max(applied, default=0)
     missing = () if current > len(known) else pending(known, applied, schema)
     return SchemaStatus(schema, current, len(known), missing)
 
 
-async def upgrade(url: str, schema: str) -> list[Migration]:
+async def upgrade(
+    url: str, schema: str, *, days_ahead: int = DAYS_AHEAD, connect: Connect = connected
+) -> list[Migration]:
     """Apply the migrations the schema lacks, and make the partitions of the days to come.
 
-    Each migration is a transaction of its own under an advisory lock of the schema: two upgraders at once apply each
-    once, and one that dies leaves whole migrations. Needs a direct connection, not one through PgBouncer.
+    Each migration is a transaction of its own under an advisory lock of the schema, those of a new schema, which nobody
+    uses yet, are one: two upgraders at once apply each once, and one that dies leaves whole migrations. Needs a direct
+    connection, not one through PgBouncer.
 
     Args:
         url: a role that may create the schema, or owns it.
         schema: as ``schema_name`` makes it.
+        days_ahead: for how many days to come partitions are made.
+        connect: opens the connection, or lends one that is open.
 
     Returns:
         What this call applied, in order; empty if there was nothing to do.
@@ -208,25 +217,24 @@ async def upgrade(url: str, schema: str) -> list[Migration]:
         MigrationError: a migration failed (it left no trace), or an applied one has another content here.
     """
     address = Address.parse(url)
-    connection = await connect_once(address, _APPLICATION)
     done: list[Migration] = []
     try:
-        async with asyncio.timeout(UPGRADE_SECONDS):
-            while migration := await change_tables(
+        async with connect(address, _APPLICATION) as connection, asyncio.timeout(UPGRADE_SECONDS):
+            while applied := await change_tables(
                 connection,
                 lambda: _apply_next(connection, schema),
                 what=f"the upgrade of schema {schema}",
                 patience=UPGRADE_SECONDS * 0.9,  # so that the lock is what is complained about
             ):
-                done.append(migration)
+                done += applied
+                if len(done) == len(migrations()):
+                    break
             await secure_tables(connection, schema)
-            await maintain_partitions(connection, schema)
+            await maintain_partitions(connection, schema, days_ahead=days_ahead)
             if done:
                 await _tell_audit(connection, schema, done)
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise translate(error, address.where) from error
-    finally:
-        await close_once(connection)
     return done
 
 
@@ -244,34 +252,74 @@ async def _tell_audit(connection: Any, schema: str, done: list[Migration]) -> No
         logger.warning("the upgrade of schema %s is not in its audit trail: %s", schema, error)
 
 
-async def _apply_next(connection: Any, schema: str) -> Migration | None:
-    """Apply the first missing migration, inside a transaction of its own; None if none is missing."""
+async def _apply_next(connection: Any, schema: str) -> list[Migration]:
+    """Apply the first missing migration, or all of a new schema, inside a transaction; empty if none is missing."""
     # Waits for another upgrader; what that one applied is visible afterwards.
     await connection.execute("SELECT pg_advisory_xact_lock($1)", lock_key("migrate", schema), timeout=UPGRADE_SECONDS)
     applied = await applied_versions(connection, schema)
     missing = pending(migrations(), applied, schema)
     if not missing:
-        return None
+        return []
     if not applied:
         await _create_schema(connection, schema)
     await become_owner(connection, schema)
-    if not applied:
-        await _create_bookkeeping(connection, schema)
-    migration = missing[0]
+    if applied:
+        await _apply(connection, schema, missing[0])
+        return [missing[0]]
+    await _create_bookkeeping(connection, schema)
+    if await _apply_together(connection, schema, missing):
+        return list(missing)
+    done: list[Migration] = []
+    for migration in missing:
+        try:
+            async with connection.transaction():
+                await _apply(connection, schema, migration)
+        except MigrationError:
+            if not done:
+                raise
+            break  # those before it stay, and it is tried alone
+        done.append(migration)
+    return done
+
+
+async def _apply_together(connection: Any, schema: str, missing: Sequence[Migration]) -> bool:
+    """Apply all in one exchange; False, and nothing is changed, where one of them fails: which one is not known."""
+    script = ";\n".join(
+        f"SET LOCAL search_path = {quote(schema)};\n{migration.sql};\n{_noted(schema, migration)}"
+        for migration in missing
+    )
+    try:
+        async with connection.transaction():
+            await connection.execute(script, timeout=UPGRADE_SECONDS)
+    except asyncpg.PostgresError as error:
+        if _is_passing(error):
+            raise
+        return False
+    return True
+
+
+async def _apply(connection: Any, schema: str, migration: Migration) -> None:
     await connection.execute(f"SET LOCAL search_path = {quote(schema)}")
     try:
         await connection.execute(migration.sql, timeout=UPGRADE_SECONDS)
     except asyncpg.PostgresError as error:
-        if is_connection_loss(error) or is_lock_timeout(error) or is_collision(error):
+        if _is_passing(error):
             raise
         raise MigrationError(
             f"migration {migration.version:04}_{migration.name} of schema {schema} failed and left no trace: {error}"
         ) from error
-    await connection.execute(
-        f"INSERT INTO {quote(schema)}.schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",  # noqa: S608
-        migration.version, migration.name, migration.checksum,
-    )  # fmt: skip
-    return migration
+    await connection.execute(_noted(schema, migration))
+
+
+def _is_passing(error: BaseException) -> bool:
+    """Whether the same may go well another time."""
+    return is_connection_loss(error) or is_lock_timeout(error) or is_collision(error)
+
+
+def _noted(schema: str, migration: Migration) -> str:
+    # Values of this code: names and digests of files that ``_FILE`` matches.
+    values = f"{migration.version}, '{migration.name}', '{migration.checksum}'"
+    return f"INSERT INTO {quote(schema)}.schema_migrations (version, name, checksum) VALUES ({values})"  # noqa: S608
 
 
 async def _create_schema(connection: Any, schema: str) -> None:

@@ -77,9 +77,9 @@ AUDIT = PartitionedTable("audit_log", "at", "month")
 PARTITIONED = (METRICS, MESSAGES, AUDIT)
 
 
-def wanted(table: PartitionedTable, today: date) -> list[date]:
+def wanted(table: PartitionedTable, today: date, days_ahead: int = DAYS_AHEAD) -> list[date]:
     """The first days of the partitions that ``table`` has to have, seen from ``today``, in order."""
-    days = (today + timedelta(days=offset) for offset in range(-DAYS_BEHIND, DAYS_AHEAD + 1))
+    days = (today + timedelta(days=offset) for offset in range(-DAYS_BEHIND, days_ahead + 1))
     return list(dict.fromkeys(table.days(day)[0] for day in days))
 
 
@@ -98,20 +98,26 @@ def bounds(table: PartitionedTable, day: date) -> tuple[str, str]:
 
 
 async def maintain_partitions(
-    connection: Any, schema: str, *, today: date | None = None, tables: Iterable[PartitionedTable] = PARTITIONED
+    connection: Any,
+    schema: str,
+    *,
+    today: date | None = None,
+    tables: Iterable[PartitionedTable] = PARTITIONED,
+    days_ahead: int = DAYS_AHEAD,
 ) -> list[str]:
-    """Make the partitions that are missing from yesterday to ``DAYS_AHEAD`` days ahead.
+    """Make the partitions that are missing from yesterday to ``days_ahead`` days ahead.
 
     Args:
         connection: of a role that owns the tables or is a member of the one that does; not inside a transaction.
         schema: the hive's.
         today: UTC day to count from; the server's by default.
         tables: which.
+        days_ahead: how far.
 
     Returns:
         Names of the partitions this call made.
     """
-    made = []
+    missing: list[tuple[PartitionedTable, date]] = []
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock($1)", lock_key("partitions", schema))
         await become_owner(connection, schema)
@@ -120,11 +126,10 @@ async def maintain_partitions(
             there = await existing_partitions(connection, schema, table)
             if there is None:
                 continue  # of a later migration
-            for day in wanted(table, today):
-                if table.partition(day) not in there:
-                    await connection.execute(_create_partition(schema, table, day))
-                    made.append(table.partition(day))
-    return made
+            missing += [(table, day) for day in wanted(table, today, days_ahead) if table.partition(day) not in there]
+        if missing:
+            await connection.execute(";".join(_create_partition(schema, table, day) for table, day in missing))
+    return [table.partition(day) for table, day in missing]
 
 
 async def apply_retention(

@@ -16,9 +16,9 @@ from agenthive_operator.local.folder import kept_token
 from .server import ApiServer
 
 
-async def serve(folder: Path, port: int, *, keep: bool) -> None:
+async def serve(folder: Path, port: int, *, keep: bool, audit: Path | None) -> None:
     """Serve until SIGINT or SIGTERM."""
-    server = ApiServer(folder, token=kept_token(folder / "token"), state_file=keep)
+    server = ApiServer(folder, token=kept_token(folder / "token"), state_file=keep, audit_file=audit)
     await server.start("127.0.0.1", port)
     kubeconfig = folder / "kubeconfig"
     server.write_kubeconfig(kubeconfig)
@@ -51,11 +51,12 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=Path(".agenthive"), help="folder of state, certificate, kubeconfig")
     parser.add_argument("--port", type=int, default=0, help="TCP port on 127.0.0.1 (default: a free one)")
     parser.add_argument("--memory", action="store_true", help="keep no state on disk")
+    parser.add_argument("--audit-log-path", type=Path, help="file that gets a line for each request (default: none)")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         options.dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _run(serve(options.dir, options.port, keep=not options.memory))
+        _run(serve(options.dir, options.port, keep=not options.memory, audit=options.audit_log_path))
     except OSError as error:
         sys.exit(f"agenthive api server: {error}")
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from functools import lru_cache
 from typing import Any
 
 import cel
+import orjson
 from cel.stdlib import add_stdlib_to_context
 
 from .celfuncs import FUNCTIONS
@@ -14,6 +16,8 @@ from .errors import FieldError, Json, invalid, shown
 from .structural import Rule, Schema, item_key
 
 _ABSENT = object()
+#: Values that are remembered for each schema to have passed.
+_SETTLED = 4096
 
 # Words of CEL that cannot be field names there; the API server renames the fields for the rules.
 _RESERVED = {
@@ -162,11 +166,17 @@ def _walk(value: Any, schema: Schema, path: str, old: Any, found: list[FieldErro
         return
     unchanged = old is not _ABSENT and old == value
     rules = [rule for rule in schema.rules if _applies(rule, old, unchanged=unchanged)]
+    known = _Settled(schema, value) if unchanged and rules else None
+    if known is not None and known.passed:
+        rules = []  # what a transition says of a value that stays is always the same
     if rules:
         # Once for all rules here: handing values to the engine costs more than most rules.
         _SHARED.add_variable("self", _names(value, schema))
         before_names = None if old is _ABSENT else _names(old, schema)
-        found += [problem for rule in rules if (problem := _evaluate(value, rule, path, old, before_names))]
+        problems = [problem for rule in rules if (problem := _evaluate(value, rule, path, old, before_names))]
+        found += problems
+        if known is not None and not problems:
+            known.note()
     if isinstance(value, dict):
         before = old if isinstance(old, dict) else {}
         for name, below in value.items():
@@ -183,6 +193,23 @@ def _walk(value: Any, schema: Schema, path: str, old: Any, found: list[FieldErro
         for index, item in enumerate(value):
             was = earlier.get(item_key(item, schema), _ABSENT) if earlier else _ABSENT
             _walk(item, schema.items, f"{path}[{index}]", was, found)
+
+
+class _Settled:
+    """Whether the transition rules of ``schema`` passed before, for this very value that does not change."""
+
+    def __init__(self, schema: Schema, value: Any) -> None:
+        self._values: dict[bytes, None] = schema.__dict__.setdefault("_settled", {})
+        self._key = hashlib.blake2b(orjson.dumps(value), digest_size=16).digest()
+
+    @property
+    def passed(self) -> bool:
+        return self._key in self._values
+
+    def note(self) -> None:
+        if len(self._values) >= _SETTLED:
+            del self._values[next(iter(self._values))]
+        self._values[self._key] = None
 
 
 def _applies(rule: Rule, old: Any, *, unchanged: bool) -> bool:

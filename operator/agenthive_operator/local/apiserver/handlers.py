@@ -10,7 +10,7 @@ import aiohttp
 import orjson
 from aiohttp import web
 
-from . import bodies, deletes, discovery, errors, patches, routing, scale
+from . import audit, bodies, deletes, discovery, errors, patches, routing, scale
 from .admission import Admission
 from .bodies import answer, answer_object
 from .decode import now
@@ -47,12 +47,19 @@ class Api:
         self.reader = Reader(store, self.registry)
         self.openapi = OpenApi(self.registry)
         self.kubelets: aiohttp.ClientSession | None = None
+        self.audit: audit.AuditLog | None = None
         #: What clients must send, and what the server itself shows to kubelets.
         self.authorization = f"Bearer {token}"
         self._authorization = self.authorization.encode()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; whatever goes wrong becomes a Status."""
+        response = await self._answer(request)
+        if self.audit is not None:
+            self.audit.note(request, response.status)
+        return response
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
             return await self._route(request)
         except ApiError as error:
@@ -188,6 +195,8 @@ class Api:
         )
         response.enable_chunked_encoding()
         await response.prepare(request)
+        if self.audit is not None:
+            self.audit.note(request, response.status, began=True)
         async for chunk in lines:
             if chunk:
                 await response.write(chunk)
@@ -199,6 +208,7 @@ class Api:
             raise errors.method_not_allowed()
         body = await bodies.read_object(request)
         entry = self.writer.create(target.kind, target.namespace or "", body, options)
+        request[audit.CREATED] = entry.obj["metadata"]["name"]
         return self._written(request, target, entry, options, 201)
 
     async def _update(self, request: web.BaseRequest, target: Target, options: Options) -> web.Response:

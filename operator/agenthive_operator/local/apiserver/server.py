@@ -14,6 +14,7 @@ from pathlib import Path
 import orjson
 from aiohttp import web
 
+from .audit import AuditLog
 from .handlers import Api
 from .store import Store
 from .tls import Tls, ensure_tls
@@ -32,18 +33,23 @@ class ApiServer:
         folder: Holds the certificate and, where ``state_file`` is not given, the state (``state.jsonl``).
         token: What clients must send as their bearer token.
         state_file: Where the state is kept over restarts and crashes; False keeps it in memory only.
+        audit_file: Where a line is written for each request; None: nowhere.
 
     Raises:
         JournalError: The state file is not ours or is damaged.
     """
 
-    def __init__(self, folder: Path, *, token: str, state_file: Path | bool = True) -> None:
+    def __init__(
+        self, folder: Path, *, token: str, state_file: Path | bool = True, audit_file: Path | None = None
+    ) -> None:
         self.folder = folder
         self.token = token
         self.tls: Tls = ensure_tls(folder)
         where = folder / "state.jsonl" if state_file is True else state_file or None
         self.store = Store(where)
         self.api = Api(self.store, token)
+        if audit_file is not None:
+            self.api.audit = AuditLog(audit_file, self.api.registry)
         self.url = ""
         self._runner: web.ServerRunner | None = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -60,8 +66,9 @@ class ApiServer:
         loop = asyncio.get_running_loop()
         # A server without an application hands its options to connections, which have none for the size of bodies.
         make = partial(web.BaseRequest, loop=loop, client_max_size=MAX_BODY)
-        server = web.Server(self.api.handle, request_factory=make)
-        self._runner = web.ServerRunner(server, shutdown_timeout=0.5, access_log=None)
+        # Without a log of accesses: a line for each costs as much as many a request. There is the audit log.
+        server = web.Server(self.api.handle, request_factory=make, access_log=None)
+        self._runner = web.ServerRunner(server, shutdown_timeout=0.5)
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port, ssl_context=self.tls.server_context(), backlog=1024)
         try:
@@ -84,6 +91,8 @@ class ApiServer:
             await self._runner.cleanup()
         if self.api.kubelets is not None:
             await self.api.kubelets.close()
+        if self.api.audit is not None:
+            self.api.audit.close()
         self.store.close()
 
     def write_kubeconfig(self, path: Path) -> None:
