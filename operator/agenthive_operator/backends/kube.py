@@ -83,8 +83,8 @@ ENDPOINT_SLICE: Final = Resource("EndpointSlice", "endpointslices", "discovery.k
 # rbac: core/persistentvolumeclaims get,patch
 CLAIM: Final = Resource("PersistentVolumeClaim", "persistentvolumeclaims")
 # What kopf reads to find out which kinds and namespaces exist.
-# rbac: core/namespaces list,watch
-# rbac: apiextensions.k8s.io/customresourcedefinitions list,watch
+# rbac cluster: core/namespaces list,watch
+# rbac cluster: apiextensions.k8s.io/customresourcedefinitions list,watch
 
 CUSTOM: Final = (AGENT_HIVE, AGENT)
 CHILDREN: Final = (DEPLOYMENT, STATEFUL_SET, SERVICE, SECRET, CONFIG_MAP, POD)
@@ -146,16 +146,19 @@ def _default_kubeconfig() -> str:
 
 
 class Kube:
-    """A connection to one API server. Use as an async context manager, or call ``aclose``."""
+    """A connection to one API server. Use as an async context manager, or call ``aclose``.
 
-    def __init__(self, configuration: client.Configuration) -> None:
+    ``user_agent`` is how the server's audit log tells who asked: the operator, or a command line of a person.
+    """
+
+    def __init__(self, configuration: client.Configuration, *, user_agent: str = FIELD_MANAGER) -> None:
         self._api: Any = client.ApiClient(configuration)
-        self._api.user_agent = FIELD_MANAGER
+        self._api.user_agent = user_agent
 
     @classmethod
-    async def connect(cls) -> Self:
+    async def connect(cls, *, user_agent: str = FIELD_MANAGER) -> Self:
         """Connect as the environment says (see ``load_configuration``)."""
-        return cls(await load_configuration())
+        return cls(await load_configuration(), user_agent=user_agent)
 
     async def __aenter__(self) -> Self:
         return self
