@@ -8,7 +8,7 @@ DIR    ?= .agenthive
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test e2e-cluster lint format crds schema docs bench soak clean
+.PHONY: help demo up down test e2e-cluster lint format crds rbac schema docs bench soak clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ format: $(STAMP)  ## Let ruff rewrite what it can
 
 crds: $(STAMP)  ## Generate crds/ from the API models
 	@$(BIN)/python -m agenthive_operator.api.crd crds
+
+rbac: $(STAMP)  ## Generate charts/agenthive/files/rbac.yaml from the code's `# rbac:` comments
+	@$(BIN)/python -m agenthive_operator.rbac > charts/agenthive/files/rbac.yaml
 
 schema: $(STAMP)  ## Generate docs/message.schema.json from the protocol
 	@$(BIN)/python -m agenthive.protocol > docs/message.schema.json

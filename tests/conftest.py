@@ -22,10 +22,17 @@ import asyncpg
 import psutil
 import pytest
 import redis as redis_py
+from tests import rights
 
+from agenthive_operator import rbac
 from agenthive_operator.local import servers
 
 STARTUP_SECONDS = 30.0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compare what operators ask for with the rights their code names."""
+    rights.install(config)
 
 
 def free_port() -> int:
@@ -234,6 +241,8 @@ class KubeApi:
     token: str
     ca: Path
     kubeconfig: Path
+    operator_kubeconfig: Path
+    """That of an operator: where the API server is the real one, its user has the operator's rights and no others."""
     real: bool
 
     def kubectl(self, *args: str, stdin: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -271,7 +280,10 @@ def running_emulator(folder: Path, *flags: str) -> Iterator[KubeApi]:
     """The emulator as a process of its own."""
     with (folder / "emulator.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "agenthive_operator.local.apiserver", "--dir", str(folder), *flags],
+            [
+                sys.executable, "-m", "agenthive_operator.local.apiserver", "--dir", str(folder),
+                f"--audit-log-path={rights.audit_file()}", *flags,
+            ],
             stdout=log, stderr=log,
         )  # fmt: skip
     kubeconfig = folder / "kubeconfig"
@@ -279,7 +291,7 @@ def running_emulator(folder: Path, *flags: str) -> Iterator[KubeApi]:
         wait_until(lambda: b"/kubeconfig\n" in (folder / "emulator.log").read_bytes(), process, "the API emulator")
         user = json.loads(kubeconfig.read_text())
         url = user["clusters"][0]["cluster"]["server"]
-        yield KubeApi(url, user["users"][0]["user"]["token"], folder / "ca.crt", kubeconfig, real=False)
+        yield KubeApi(url, user["users"][0]["user"]["token"], folder / "ca.crt", kubeconfig, kubeconfig, real=False)
     finally:
         process.terminate()
         process.wait(timeout=10)
@@ -287,12 +299,14 @@ def running_emulator(folder: Path, *flags: str) -> Iterator[KubeApi]:
 
 @contextlib.contextmanager
 def running_kube_apiserver(folder: Path, assets: Path) -> Iterator[KubeApi]:
-    """etcd and kube-apiserver, as envtest starts them; one token, which may do everything."""
+    """etcd and kube-apiserver, as envtest starts them; a token that may do everything, and the operator's."""
     from agenthive_operator.local.apiserver import ensure_tls, write_kubeconfig
 
     tls = ensure_tls(folder)
     token, etcd, peer, port = secrets.token_hex(16), free_port(), free_port(), free_port()
-    (folder / "tokens.csv").write_text(f"{token},admin,admin,system:masters\n")
+    operator = secrets.token_hex(16)
+    (folder / "tokens.csv").write_text(f"{token},admin,admin,system:masters\n{operator},{OPERATOR},{OPERATOR}\n")
+    (folder / "audit.yaml").write_text(AUDIT_POLICY)
     started: list[subprocess.Popen[bytes]] = []
     with (folder / "servers.log").open("ab") as log:
         try:
@@ -317,6 +331,7 @@ def running_kube_apiserver(folder: Path, assets: Path) -> Iterator[KubeApi]:
                         f"--token-auth-file={folder / 'tokens.csv'}", "--authorization-mode=RBAC",
                         "--service-cluster-ip-range=10.96.0.0/16", "--disable-admission-plugins=ServiceAccount",
                         "--allow-privileged=true", "--endpoint-reconciler-type=none",
+                        f"--audit-policy-file={folder / 'audit.yaml'}", f"--audit-log-path={rights.audit_file()}",
                     ],
                     stdout=log, stderr=log,
                 )
@@ -324,7 +339,8 @@ def running_kube_apiserver(folder: Path, assets: Path) -> Iterator[KubeApi]:
             url = f"https://127.0.0.1:{port}"
             kubeconfig = folder / "kubeconfig"
             write_kubeconfig(kubeconfig, url, tls.ca.read_bytes(), token)
-            api = KubeApi(url, token, tls.ca, kubeconfig, real=True)
+            write_kubeconfig(folder / "operator.kubeconfig", url, tls.ca.read_bytes(), operator)
+            api = KubeApi(url, token, tls.ca, kubeconfig, folder / "operator.kubeconfig", real=True)
 
             def ready() -> bool:
                 return (
@@ -334,11 +350,35 @@ def running_kube_apiserver(folder: Path, assets: Path) -> Iterator[KubeApi]:
                 )
 
             wait_until(ready, started[1], "kube-apiserver")
+            grant(api)
             yield api
         finally:
             for process in reversed(started):
                 process.terminate()
                 process.wait(timeout=30)
+
+
+OPERATOR = "agenthive-operator"
+AUDIT_POLICY = """
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules: [{level: Metadata}]
+"""
+
+
+def grant(api: KubeApi) -> None:
+    """Give the operator's user what its code asks for and no more."""
+    group, metadata = "rbac.authorization.k8s.io", {"name": OPERATOR}
+    role = {"kind": "ClusterRole", "rules": rbac.rules(rbac.rights(), *rbac.SCOPES)}
+    binding = {
+        "kind": "ClusterRoleBinding",
+        "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": OPERATOR},
+        "subjects": [{"apiGroup": group, "kind": "User", "name": OPERATOR}],
+    }
+    for plural, body in (("clusterroles", role), ("clusterrolebindings", binding)):
+        path = f"/apis/{group}/v1/{plural}"
+        api.call("POST", path, {"apiVersion": f"{group}/v1", "metadata": metadata, **body})
 
 
 @pytest.fixture(scope="session")

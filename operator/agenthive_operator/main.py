@@ -133,8 +133,8 @@ def wire(
         # rbac: core/services,secrets,configmaps,pods list,watch
         # rbac: policy/poddisruptionbudgets list,watch
         # rbac: networking.k8s.io/networkpolicies list,watch
-        # rbac: core/namespaces list,watch
-        # rbac: apiextensions.k8s.io/customresourcedefinitions list,watch
+        # rbac cluster: core/namespaces list,watch
+        # rbac cluster: apiextensions.k8s.io/customresourcedefinitions list,watch
         @kopf.on.event(*_selector(resource), id=f"watch-{resource.plural}", registry=registry)
         async def _watch(event: Mapping[str, Any], kind: str = resource.kind, **_: Any) -> None:
             observe(event["type"], {**event["object"], "kind": kind})

@@ -16,7 +16,7 @@ from agenthive.settings import Settings
 from agenthive_operator.api.hive import AgentHive
 from agenthive_operator.api.meta import InvalidObjectError, SecretKeyReference
 from agenthive_operator.backends.certificates import CertificateFolder
-from agenthive_operator.backends.kube import AGENT_HIVE, SECRET, ApiError, Kube, load_configuration, secret_data
+from agenthive_operator.backends.kube import AGENT_HIVE, SECRET, ApiError, Kube, secret_data
 from agenthive_operator.backends.resolve import NoEndpointError, Resolver
 from agenthive_operator.plan.external import (
     Secrets,
@@ -46,7 +46,7 @@ async def hive_settings(hive: str, namespace: str | None = None) -> Settings:
         HiveLookupError: see there.
     """
     try:
-        kube = Kube(await load_configuration())
+        kube = await Kube.connect(user_agent="agenthive")
     except config.ConfigException as error:
         raise HiveLookupError(f"no cluster to ask for hive {hive!r}: {error}. Set KUBECONFIG") from error
     async with kube:

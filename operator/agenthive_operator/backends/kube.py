@@ -98,11 +98,11 @@ ENDPOINT_SLICE: Final = Resource("EndpointSlice", "endpointslices", "discovery.k
 CLAIM: Final = Resource("PersistentVolumeClaim", "persistentvolumeclaims")
 # rbac: policy/poddisruptionbudgets get,list,watch,create,patch,delete
 DISRUPTION_BUDGET: Final = Resource("PodDisruptionBudget", "poddisruptionbudgets", "policy")
-# rbac: coordination.k8s.io/leases get,create,patch,watch
+# rbac own: coordination.k8s.io/leases get,create,patch,watch
 LEASE: Final = Resource("Lease", "leases", "coordination.k8s.io")
 # What kopf reads to find out which kinds and namespaces exist, where the whole cluster is watched.
-# rbac: core/namespaces list,watch
-# rbac: apiextensions.k8s.io/customresourcedefinitions list,watch
+# rbac cluster: core/namespaces list,watch
+# rbac cluster: apiextensions.k8s.io/customresourcedefinitions list,watch
 
 CUSTOM: Final = (AGENT_HIVE, AGENT)
 CHILDREN: Final = (DEPLOYMENT, STATEFUL_SET, SERVICE, SECRET, CONFIG_MAP, DISRUPTION_BUDGET, POD, NETWORK_POLICY)
@@ -155,7 +155,8 @@ class Kube:
 
     ``guard`` is asked before each write, right before it leaves, and before whatever else only one replica may do.
     ``trace`` is told each request. ``renew`` reads the configuration again when the server refuses the credentials:
-    tokens rotate.
+    tokens rotate. ``user_agent`` is how the server's audit log tells who asked: the operator, or a person's command
+    line.
     """
 
     def __init__(
@@ -165,6 +166,7 @@ class Kube:
         guard: Guard | None = None,
         trace: aiohttp.TraceConfig | None = None,
         renew: Callable[[], Awaitable[client.Configuration]] | None = None,
+        user_agent: str = FIELD_MANAGER,
     ) -> None:
         if trace is not None:
             configuration.trace_configs = [trace]
@@ -173,15 +175,15 @@ class Kube:
             session = configuration.client_session_kwargs or {}
             configuration.client_session_kwargs = {**session, "request_class": fenced_requests(guard)}
         self._api: Any = client.ApiClient(configuration)
-        self._api.user_agent = FIELD_MANAGER
+        self._api.user_agent = user_agent
         self._renew = renew
         self._renewing = asyncio.Lock()
         self._renewed = -RENEW_SECONDS
 
     @classmethod
-    async def connect(cls) -> Self:
+    async def connect(cls, *, user_agent: str = FIELD_MANAGER) -> Self:
         """Connect as the environment says (see ``load_configuration``)."""
-        return cls(await load_configuration(), renew=load_configuration)
+        return cls(await load_configuration(), renew=load_configuration, user_agent=user_agent)
 
     async def __aenter__(self) -> Self:
         return self

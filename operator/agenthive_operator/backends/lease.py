@@ -165,7 +165,7 @@ class Election:
         spec = claim_spec(self._lease.identity, seen.claim, datetime.now(UTC))
         try:
             async with asyncio.timeout(seconds):
-                # rbac: coordination.k8s.io/leases create,patch
+                # rbac own: coordination.k8s.io/leases create,patch
                 if action is Action.CREATE:
                     lease = await self._kube.create(self._body({"spec": spec}))
                 else:
@@ -206,7 +206,7 @@ class Election:
         """Read the Lease; a failure leaves what is known."""
         try:
             async with asyncio.timeout(ATTEMPT_SECONDS):
-                # rbac: coordination.k8s.io/leases get
+                # rbac own: coordination.k8s.io/leases get
                 self._see(await self._kube.get(LEASE, self._lease.namespace, self._lease.name))
         except TimeoutError:
             self._failed(self._clock(), "no answer in time")
@@ -220,7 +220,7 @@ class Election:
             try:
                 if version:
                     only = f"metadata.name={self._lease.name}"
-                    # rbac: coordination.k8s.io/leases watch
+                    # rbac own: coordination.k8s.io/leases watch
                     async for kind, lease in self._kube.watch(LEASE, self._lease.namespace, version, fields=only):
                         if kind != "BOOKMARK":
                             self._told(lease, gone=kind == "DELETED")

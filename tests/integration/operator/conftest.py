@@ -18,6 +18,7 @@ from agenthive_operator.main import operate
 from agenthive_operator.reconcile.context import Options
 
 Object = dict[str, Any]
+TESTS = "agenthive-tests"
 DEADLINE = 30.0
 
 
@@ -140,7 +141,8 @@ class Cluster:
 async def cluster(api_server: Any, kube_namespace: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
     """A namespace of the test's own."""
     monkeypatch.setenv("KUBECONFIG", str(api_server.kubeconfig))
-    async with await Kube.connect() as kube:
+    async with await Kube.connect(user_agent=TESTS) as kube:
+        monkeypatch.setenv("KUBECONFIG", str(api_server.operator_kubeconfig))  # what the operator of a test reads
         yield Cluster(kube, kube_namespace, api_server.kubectl)
         # Nothing may be left that waits for an operator which is gone.
         for kind in ("Agent", "AgentHive"):

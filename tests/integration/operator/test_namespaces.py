@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from agenthive_operator import rbac
 from agenthive_operator.backends.kube import Object
 
 from .conftest import Cluster
 from .replicas import Recorder, Replica, operator_process, write_kubeconfig
-from .roles import account, marked_rules, role_and_binding
+from .roles import account, role_and_binding
 
 DISCOVERY = re.compile(r"/version|/api(/v1)?|/apis(/[\w.]+/\w+)?")
 
@@ -152,7 +153,10 @@ async def test_a_role_in_each_namespace_is_all_it_needs(
             "each of its own namespaces lets it, and of the one that does not it says so"
         )
         # Its Role comes, and another goes.
-        apply(cluster, role_and_binding(late.namespace, "operator", marked_rules(leases=False), cluster.namespace))
+        apply(
+            cluster,
+            role_and_binding(late.namespace, "operator", rbac.rules(rbac.rights(), "watched"), cluster.namespace),
+        )
         await is_told(late, "demo")
         cluster.kubectl("delete", "rolebinding", "operator", "-n", second.namespace)
         await broken_hive(cluster, "another")
@@ -171,9 +175,9 @@ def apply(cluster: Cluster, bodies: list[Object]) -> None:
 def account_with_roles(cluster: Cluster, *namespaces: str) -> str:
     """A token of an account with the Role of the operator in these namespaces, and that for the Lease in the first."""
     bodies = [account(cluster.namespace)]
-    bodies += role_and_binding(cluster.namespace, "lease", marked_rules(leases=True), cluster.namespace)
+    bodies += role_and_binding(cluster.namespace, "lease", rbac.rules(rbac.rights(), "own"), cluster.namespace)
     for namespace in namespaces:
-        bodies += role_and_binding(namespace, "operator", marked_rules(leases=False), cluster.namespace)
+        bodies += role_and_binding(namespace, "operator", rbac.rules(rbac.rights(), "watched"), cluster.namespace)
     apply(cluster, bodies)
     made = cluster.kubectl("create", "token", "operator", "-n", cluster.namespace, "--duration=1h")
     return str(made.stdout.strip())
