@@ -6,9 +6,12 @@ import asyncio
 import base64
 import contextlib
 from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
+from redis import asyncio as aioredis
+from redis.exceptions import AuthenticationError
 from tests.e2e.plane import Plane, agent, hive
 
 from agenthive.bus import Bus
@@ -72,6 +75,21 @@ def secret_url(plane: Plane) -> str:
     return base64.b64decode(plane.get("secret/ledger-agenthive")["data"]["AGENTHIVE_POSTGRES_URL"]).decode()
 
 
+def redis_url(plane: Plane) -> str:
+    return base64.b64decode(plane.get("secret/ledger-agenthive")["data"]["AGENTHIVE_REDIS_URL"]).decode()
+
+
+async def redis_refuses(url: str) -> bool:
+    client = aioredis.Redis.from_url(await resolved(url))
+    try:
+        await client.ping()
+    except AuthenticationError:
+        return True
+    finally:
+        await client.aclose()
+    return False
+
+
 def login_of(plane: Plane) -> Login:
     login = login_in(secret_url(plane))
     assert login is not None
@@ -116,15 +134,18 @@ def test_a_busy_agent_loses_nothing_while_its_credentials_rotate_twice(
 
     async def rotate(times: int, *command: str) -> None:
         """Ask, wait for the end, and look at what is left."""
-        before, before_url = login_of(plane), secret_url(plane)
+        before, before_url, before_redis = login_of(plane), secret_url(plane), redis_url(plane)
         await asyncio.to_thread(plane.kubectl, "annotate", "--overwrite", *command)
         await asyncio.to_thread(plane.until, lambda: len(rotated(plane)) == times, "the rotation is told")
         after, url = login_of(plane), secret_url(plane)
         assert (after.role != before.role, after.password != before.password) == (True, True)
         assert await refused(before_url)
         assert not await refused(url)
+        assert await redis_refuses(before_redis)
+        assert not await redis_refuses(redis_url(plane))
         told = plane.kubectl("get", "hives,agents,deployments,replicasets,pods,events", "-o", "yaml")
-        for word in (before.password, after.password):
+        words = [urlsplit(each).password or "" for each in (before_redis, redis_url(plane))]
+        for word in (before.password, after.password, *words):
             assert word not in told
 
     async def run() -> int:

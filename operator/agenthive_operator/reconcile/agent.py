@@ -11,7 +11,6 @@ from agenthive_operator.api.agent import Agent
 from agenthive_operator.api.hive import AgentHive
 from agenthive_operator.api.meta import InvalidObjectError
 from agenthive_operator.backends.kube import AGENT, AGENT_HIVE, Object, secret_data
-from agenthive_operator.backends.logins import with_login
 from agenthive_operator.backends.references import Reference
 from agenthive_operator.plan.agent import CACHE_URL, POSTGRES_URL, REDIS_URL, plan_agent
 from agenthive_operator.plan.checksum import digest
@@ -46,7 +45,6 @@ from agenthive_operator.reconcile.status import (
     merge_conditions,
     only_ready,
 )
-from agenthive_operator.reconcile.stores import scope_of
 
 SILENT_SECONDS: Final = 10.0
 """How long after it was made an Agent may be without a status, because its hive is being looked at."""
@@ -177,7 +175,7 @@ class AgentReconciler:
         secret = await self._context.children.live("Secret", key.namespace, agent_secret_name(key.name))
         secret = secret if secret is not None and is_labelled(secret) else None
         credentials = await self._rotations.step(key, live, agent, hive, state, secret)
-        urls = self._urls(key, hive, state, secret, credentials)
+        urls = self._urls(hive, state, secret, credentials)
         if urls is None:
             return Outcome()
         observed = ObservedAgent(
@@ -198,9 +196,7 @@ class AgentReconciler:
                 digests[pointer] = digest(data)
         return digests
 
-    def _urls(
-        self, key: Key, hive: AgentHive, state: HiveState, secret: Object | None, credentials: Credentials
-    ) -> Urls | None:
+    def _urls(self, hive: AgentHive, state: HiveState, secret: Object | None, credentials: Credentials) -> Urls | None:
         """The URLs for the Agent's Secret: those found good, else those it has already.
 
         So a bad new value in a hive's Secret, or a server that is down, changes nothing for running pods.
@@ -209,8 +205,7 @@ class AgentReconciler:
         # The cache's certificates are those of the bus, and where they differ for a while, those of the bus count.
         own_cache = hive.spec.redis.cache.own_url is not None
         cache, cache_files = self._mounted(state.cache_url, known, CACHE_URL) if own_cache else (None, {})
-        wanted = self._redis_url(key, hive, state, known.get(REDIS_URL))
-        redis, redis_files = self._mounted(wanted, known, REDIS_URL)
+        redis, redis_files = self._mounted(credentials.redis_url, known, REDIS_URL)
         postgres, postgres_files = self._mounted(credentials.postgres_url, known, POSTGRES_URL)
         if not redis or not postgres:
             return None
@@ -219,16 +214,6 @@ class AgentReconciler:
             "redis_url": redis, "postgres_url": postgres, "cache_url": cache, "tls_files": files,
             "credentials": credentials.record,
         }  # fmt: skip
-
-    def _redis_url(self, key: Key, hive: AgentHive, state: HiveState, known: str | None) -> str | None:
-        """The hive's URL, with the Agent's own user where the operator makes such, once the servers know it."""
-        if not hive.spec.redis.mints_users:
-            return state.redis_url or known
-        of = Key("AgentHive", key.namespace, hive.metadata.name)
-        login, is_news = self._context.users.want(key, of, scope_of(hive), known, server=state.redis_url)
-        if is_news:
-            self._context.redis.poke(of)
-        return with_login(state.redis_url, login) if state.redis_url and login else known
 
     def _mounted(self, url: str | None, known: Mapping[str, str], name: str) -> tuple[str | None, dict[str, str]]:
         """A URL as pods see it, and the files that it names; what the Agent's Secret has where there is no other."""

@@ -1,8 +1,7 @@
 """The credentials of an Agent's pods: which they are now, and one step of their replacement at a time.
 
 ``plan/rotation.py`` decides; here is what it is told and what is done. Nothing waits: what a server has to be asked is
-done by the look at it, which has the Agent looked at again. Where a second server has credentials of its own to
-replace, they are minted, switched and revoked in ``_begin``, ``_switch`` and ``_finish`` together with the first's.
+done by the look at it, which has the Agent looked at again. What both servers have is replaced together.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from agenthive_operator.api.agent import Agent
 from agenthive_operator.api.hive import AgentHive
 from agenthive_operator.backends.kube import POD, Object, secret_data
 from agenthive_operator.backends.logins import with_login
-from agenthive_operator.plan.agent import POSTGRES_URL
+from agenthive_operator.plan.agent import POSTGRES_URL, REDIS_URL
 from agenthive_operator.plan.names import agent_secret_name, agent_selector, selector_string
 from agenthive_operator.plan.rotation import (
     PREVIOUS,
@@ -37,6 +36,7 @@ from agenthive_operator.plan.rotation import (
 from agenthive_operator.reconcile.cache import Key
 from agenthive_operator.reconcile.conditions import Rollout, rollout_of
 from agenthive_operator.reconcile.context import Context, HiveState
+from agenthive_operator.reconcile.passwords import Passwords
 from agenthive_operator.reconcile.stores import scope_of
 
 logger = logging.getLogger(__name__)
@@ -52,11 +52,12 @@ TURN_SECONDS: Final = 1.0
 class Credentials:
     """What an Agent's Secret is to hold: connections with credentials, and the record beside them.
 
-    ``postgres_url`` is None while the server is not known to let the Agent in. ``waits`` says what a rotation that
+    A URL is None while the server is not known to let the Agent in. ``waits`` says what a rotation that
     cannot go on waits for; ``stuck`` if somebody has to do something about it. ``again``: once the Secret is written
     the Agent is to be looked at again, as where no pod runs no event tells that the rotation may go on.
     """
 
+    redis_url: str | None = field(repr=False)
     postgres_url: str | None = field(repr=False)
     record: Record
     waits: str = ""
@@ -69,6 +70,7 @@ class Rotations:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._passwords = Passwords(context)
         self._records: dict[Key, Record] = {}
         self._begun: set[Key] = set()
         self._queued: dict[Key, dict[Key, None]] = {}
@@ -82,10 +84,10 @@ class Rotations:
         Raises ``ApiError`` for what trying again may cure.
         """
         known = secret_data(secret) if secret is not None else {}
-        mints = hive.spec.postgres.mints_logins
-        url = self._present(key, hive, state, known.get(POSTGRES_URL)) if mints else state.postgres_url
         wish = Wish(token(agent.metadata.annotations), state.rotate, hive.spec.credentials.rotate_days)
         record, made = self._read(key, secret, known, wish)
+        urls = self._urls(key, hive, state, known, record)
+        mints = hive.spec.postgres.mints_logins or hive.spec.redis.mints_users
         if not mints:
             record = finished(record)  # the former cannot be revoked without administrative access
         pods = self._context.cache.pods_of(key.namespace, hive=hive.metadata.name, agent=key.name)
@@ -98,13 +100,15 @@ class Rotations:
             self._context.clock(),
             mints=mints,
             # Where a server's address changes, too, that comes first.
-            usable=state.ready and url is not None and self._as_mounted(url) == known.get(POSTGRES_URL),
+            usable=state.ready
+            and all(url is not None and self._as_mounted(url) == known.get(name) for name, url in urls.items()),
             rolling=deployment is not None and is_rolling(rollout_of(deployment)),
             outdated=has_outdated(deployment, pods, record.since),
-            stray=mints and self._context.logins.has_other(key),
+            stray=hive.spec.postgres.mints_logins and self._context.logins.has_other(key),
         )
         if seen.usable and seen.is_due and not record.previous:
-            seen = replace(seen, prepared=self._following(key, hive, state) is not None, others=self._others(key, hive))
+            following = self._following(key, hive, state, urls)
+            seen = replace(seen, prepared=None not in following.values(), others=self._others(key, hive))
         decision = decide(seen)
         if decision.queues:
             self._queued.setdefault(hive_key(hive), {})[key] = None
@@ -113,7 +117,7 @@ class Rotations:
             case Step.BEGIN:
                 trouble = self._begin(key, hive, state)
             case Step.SWITCH:
-                url, record = self._switch(key, hive, state, known, seen)
+                urls, record = self._switch(key, hive, state, known, seen, urls)
             case Step.FINISH:
                 record, trouble = await self._finish(key, live, hive, record)
             case Step.DECLINE:
@@ -124,7 +128,8 @@ class Rotations:
                 self._hold(key, hive, seen)
         self._records[key] = record
         return Credentials(
-            url or known.get(POSTGRES_URL),
+            urls[REDIS_URL] or known.get(REDIS_URL),
+            urls[POSTGRES_URL] or known.get(POSTGRES_URL),
             record,
             waits or trouble,
             stuck=bool(trouble),
@@ -168,17 +173,36 @@ class Rotations:
             self._context.postgres.poke(of)
         return with_login(state.postgres_url, login) if state.postgres_url and login else None
 
+    def _urls(
+        self, key: Key, hive: AgentHive, state: HiveState, known: Mapping[str, str], record: Record
+    ) -> dict[str, str | None]:
+        """The URLs by name, with credentials of the Agent's own where the operator makes such."""
+        redis, postgres = state.redis_url, state.postgres_url
+        if hive.spec.redis.mints_users:
+            former = record.previous.get(PREVIOUS + REDIS_URL)
+            redis = self._passwords.present(key, hive, state, known.get(REDIS_URL), former)
+        if hive.spec.postgres.mints_logins:
+            postgres = self._present(key, hive, state, known.get(POSTGRES_URL))
+        return {REDIS_URL: redis, POSTGRES_URL: postgres}
+
     def _as_mounted(self, url: str) -> str | None:
         """A URL as pods see it: certificates lie elsewhere there."""
         found = self._context.certificates.mounted(url)
         return found[0] if found else None
 
-    def _following(self, key: Key, hive: AgentHive, state: HiveState) -> str | None:
-        """The hive's URL with the login that comes next; None unless it was begun and is let in."""
-        if key not in self._begun or state.postgres_url is None:
-            return None
-        login, _ = self._context.logins.follow(key, schema_name(scope_of(hive)), server=state.postgres_url)
-        return with_login(state.postgres_url, login) if login else None
+    def _following(
+        self, key: Key, hive: AgentHive, state: HiveState, urls: Mapping[str, str | None]
+    ) -> dict[str, str | None]:
+        """The URLs with the credentials that come next, of servers that have such; None unless begun and let in."""
+        following: dict[str, str | None] = {}
+        if hive.spec.redis.mints_users:
+            following[REDIS_URL] = self._passwords.following(key, urls[REDIS_URL])
+        if hive.spec.postgres.mints_logins:
+            login = None
+            if key in self._begun and state.postgres_url is not None:
+                login, _ = self._context.logins.follow(key, schema_name(scope_of(hive)), server=state.postgres_url)
+            following[POSTGRES_URL] = with_login(state.postgres_url, login) if state.postgres_url and login else None
+        return following
 
     def _others(self, key: Key, hive: AgentHive) -> int:
         """Other Agents of the hive whose credentials are being replaced."""
@@ -200,6 +224,10 @@ class Rotations:
         """Have the next credentials made; returns what keeps them from being let in."""
         self._begun.add(key)
         of = hive_key(hive)
+        if hive.spec.redis.mints_users:
+            self._passwords.begin(key)
+        if not hive.spec.postgres.mints_logins:
+            return ""
         login, is_news = self._context.logins.follow(key, schema_name(scope_of(hive)), server=state.postgres_url)
         if is_news:
             logger.info("%s: its credentials are to be replaced", key)
@@ -210,13 +238,19 @@ class Rotations:
         return f"the rotation of its credentials waits: {trouble}" if trouble else ""
 
     def _switch(
-        self, key: Key, hive: AgentHive, state: HiveState, known: Mapping[str, str], seen: Seen
-    ) -> tuple[str, Record]:
+        self,
+        key: Key,
+        hive: AgentHive,
+        state: HiveState,
+        known: Mapping[str, str],
+        seen: Seen,
+        urls: Mapping[str, str | None],
+    ) -> tuple[dict[str, str | None], Record]:
         """The next credentials for the Secret, the present ones beside them as the former."""
-        url = self._following(key, hive, state)
-        assert url is not None, "a switch is decided when the next login is let in"
+        following = self._following(key, hive, state, urls)
         logger.info("%s: its pods are to use new credentials", key)
-        return url, switched(seen.record, seen.wish, {POSTGRES_URL: known[POSTGRES_URL]}, seen.now)
+        former = {name: known[name] for name in following}
+        return {**urls, **following}, switched(seen.record, seen.wish, former, seen.now)
 
     async def _finish(self, key: Key, live: Object, hive: AgentHive, record: Record) -> tuple[Record, str]:
         """Revoke the former credentials, if the API server says, too, that no pod may use them."""
@@ -225,9 +259,14 @@ class Rotations:
         pods, _ = await self._context.kube.list(POD, key.namespace, labels=selector)
         if has_outdated(None, pods, record.since):
             return record, ""  # the watch is about to tell the rest
-        is_done, is_news = self._context.logins.revoke(key)
-        if is_news:
-            self._context.postgres.poke(hive_key(hive))
+        is_done = True
+        if hive.spec.redis.mints_users:
+            is_done = self._passwords.revoke(key, record.previous.get(PREVIOUS + REDIS_URL))
+        if hive.spec.postgres.mints_logins:
+            dropped, is_news = self._context.logins.revoke(key)
+            is_done = is_done and dropped
+            if is_news:
+                self._context.postgres.poke(hive_key(hive))
         if not is_done:
             trouble = self._context.logins.trouble(key)
             return record, f"its former credentials are not revoked yet: {trouble}" if trouble else ""
@@ -240,6 +279,7 @@ class Rotations:
 
     def _hold(self, key: Key, hive: AgentHive, seen: Seen) -> None:
         """While pods use the former credentials, a server that lost them is to have them again."""
+        self._passwords.hold(key)
         former = seen.record.previous.get(PREVIOUS + POSTGRES_URL)
         if former is not None and self._context.logins.keep(key, schema_name(scope_of(hive)), former):
             self._context.postgres.poke(hive_key(hive))
@@ -251,6 +291,7 @@ class Rotations:
     def _end(self, key: Key, hive: Key) -> None:
         """The rotation of ``key`` has ended, or nobody wants it any more: who waits longest is called."""
         self._begun.discard(key)
+        self._passwords.end(key)
         queued = self._queued.pop(hive, {})
         queued.pop(key, None)
         if queued:

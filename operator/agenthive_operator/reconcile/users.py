@@ -122,6 +122,11 @@ class Users:
             await self._end_vigil(hive)
             await remove_users(url, scope)
 
+    def lets_in(self, agent: Key, password: str) -> bool:
+        """Whether the servers are known to let an Agent in with this password."""
+        hive = self._hive_of.get(agent)
+        return hive in self._hives and self._hives[hive].is_ready(agent.name, password)
+
     def forget(self, agent: Key) -> Key | None:
         """The Agent is gone; returns the hive whose servers are to be looked at, if it had a user."""
         hive = self._hive_of.pop(agent, None)

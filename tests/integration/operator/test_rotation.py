@@ -101,8 +101,12 @@ async def test_both_logins_stand_until_the_last_pod_is_gone_whoever_operates(
     async with running_operator(options):
         await cluster.until("what a pod still uses is restored", lambda: works(first), PATIENCE)
         await add_pod(cluster, "anna", "following")
-        entry = await cluster.condition("Agent", "anna", "Progressing", "True", "RollingOut")
-        assert "former credentials stay valid" in entry["message"]
+
+        async def waits() -> bool:
+            entry = await cluster.condition("Agent", "anna", "Progressing", "True", "RollingOut")
+            return "former credentials stay valid" in entry["message"]
+
+        await cluster.until("it says what it waits for", waits)
         await cluster.pods_ready("anna")
         assert await works(first), "the Deployment is through, and a pod drains"
         assert await told(cluster, "CredentialsRotated") == []
