@@ -28,7 +28,7 @@ STEADY_SECONDS = 15.0
 #: No writes for so long: everything has come to rest.
 QUIET_SECONDS = 2.0
 #: No trial that can be left out begins after so many seconds.
-BUDGET = 200.0
+BUDGET = 130.0
 OPERATOR = ("-m", "agenthive_operator")
 PEER = ("-m", "benchmarks.operator_peer")
 PEER_NAME = "kopf handler"
@@ -50,6 +50,7 @@ class Trial:
     writes: Counter[str] = field(default_factory=Counter)
     steady_reads: float = 0.0
     steady_writes: float = 0.0
+    steady_cpu: float = 0.0
     restart: float = 0.0
     restart_writes: float = 0.0
 
@@ -77,7 +78,9 @@ async def measure(agents: int, redis: str, url: str, *, admin: bool = False, who
         found.rested = time.monotonic() - began
         found.writes, found.resident = api.requests.writes(), program.resident
         api.requests.forget()
+        cpu = program.cpu
         await asyncio.sleep(STEADY_SECONDS)
+        found.steady_cpu = (program.cpu - cpu) / STEADY_SECONDS * 100
         per_minute = 60 / STEADY_SECONDS
         found.steady_writes = api.requests.writes().total() * per_minute
         found.steady_reads = api.requests.reads().total() * per_minute
@@ -160,6 +163,7 @@ class Bench:
         self.resident_again = rows("memory after a restart", "MiB", "≤ 200")
         self.steady_writes = rows("writes in the steady state", "/min", "0")
         self.steady_reads = rows("other requests in the steady state", "/min")
+        self.steady_cpu = rows("CPU in the steady state", "% of a core")
         self.restart = rows("restart until all was looked at", "s", "≤ 5")
         self.restart_writes = rows("writes of a restart", "", "0")
 
@@ -168,7 +172,7 @@ class Bench:
         """All of them that have something to say, in the order of the table."""
         tables = (
             self.in_place, self.logins, self.writes, self.cpu, self.resident, self.resident_again, self.steady_writes,
-            self.steady_reads, self.restart, self.restart_writes,
+            self.steady_reads, self.steady_cpu, self.restart, self.restart_writes,
         )  # fmt: skip
         filled = [row for table in tables for row in table.values() if row.rounds or row.failed]
         return [*filled, self.machine]
@@ -199,6 +203,7 @@ class Bench:
         self.steady_writes[size].rounds.append(found.steady_writes)
         self.steady_writes[size].remarks.append(f"watched for {STEADY_SECONDS:.0f} s")
         self.steady_reads[size].rounds.append(found.steady_reads)
+        self.steady_cpu[size].rounds.append(found.steady_cpu)
         self.restart[size].rounds.append(found.restart)
         self.restart_writes[size].rounds.append(found.restart_writes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 from pathlib import Path
@@ -118,3 +119,12 @@ def test_help_names_every_flag() -> None:
         "--probe-address",
     ):
         assert flag in result.output
+
+
+def test_the_process_is_set_up_for_many_small_objects() -> None:
+    before = gc.get_threshold()
+    try:
+        main.be_thrifty()
+        assert gc.get_threshold()[0] > before[0]
+    finally:
+        gc.set_threshold(*before)

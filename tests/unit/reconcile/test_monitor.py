@@ -123,3 +123,21 @@ async def test_nothing_is_looked_at_without_permission(caplog: pytest.LogCapture
             await eventually(lambda: monitor.latest(KEY) is not None)
     assert monitor.latest(KEY) == "after 3"
     assert "Traceback" not in caplog.text
+
+
+async def test_what_was_not_looked_at_yet_is_counted() -> None:
+    may_end = asyncio.Event()
+    told: list[Key] = []
+    monitor = Monitor[str]("test", told.append)
+
+    async def check() -> str:
+        await may_end.wait()
+        return "up"
+
+    assert monitor.unanswered == 0
+    async with running(monitor):
+        monitor.watch(KEY, "url", check)
+        assert monitor.unanswered == 1
+        may_end.set()
+        await eventually(lambda: told == [KEY])
+        assert monitor.unanswered == 0
