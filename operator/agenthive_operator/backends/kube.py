@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -129,8 +129,10 @@ class NotLeadingError(ApiError):
         super().__init__(0, "NotLeading", message)
 
 
-async def load_configuration() -> client.Configuration:
+async def load_configuration(context: str | None = None) -> client.Configuration:
     """Where the API server is and how to log in: KUBECONFIG (or ~/.kube/config), else the pod's service account.
+
+    ``context``: of the kubeconfig; None means its current one.
 
     Raises ``kubernetes.aio.config.ConfigException`` when neither is there.
     """
@@ -138,7 +140,9 @@ async def load_configuration() -> client.Configuration:
     configuration = client.Configuration()
     named = os.environ.get("KUBECONFIG", "").strip() or _default_kubeconfig()
     if named:
-        await load.load_kube_config(config_file=named, client_configuration=configuration, persist_config=False)
+        await load.load_kube_config(
+            config_file=named, context=context, client_configuration=configuration, persist_config=False
+        )
     else:
         load.load_incluster_config(client_configuration=configuration)
     configuration.proxy = configuration.proxy or proxy_of(configuration.host)
@@ -164,7 +168,7 @@ class Kube:
     """A connection to one API server. Use as an async context manager, or call ``aclose``.
 
     ``guard`` is asked before each write, right before it leaves, and before whatever else only one replica may do.
-    ``trace`` is told each request.
+    ``trace`` is told each request. ``user_agent`` is how the server's audit log tells who asked.
     """
 
     def __init__(
@@ -173,6 +177,7 @@ class Kube:
         *,
         guard: Guard | None = None,
         trace: aiohttp.TraceConfig | None = None,
+        user_agent: str = FIELD_MANAGER,
     ) -> None:
         if trace is not None:
             configuration.trace_configs = [trace]
@@ -181,7 +186,7 @@ class Kube:
             session = configuration.client_session_kwargs or {}
             configuration.client_session_kwargs = {**session, "request_class": fenced_requests(guard)}
         self._api: Any = client.ApiClient(configuration)
-        self._api.user_agent = FIELD_MANAGER
+        self._api.user_agent = user_agent
 
     @classmethod
     async def connect(cls) -> Self:
@@ -278,6 +283,44 @@ class Kube:
             raise ApiError(0, type(error).__name__, f"watch of {resource.plural}: {error}") from error
         finally:
             response.close()
+
+    async def lines(self, path: str, query: Mapping[str, str]) -> AsyncIterator[bytes]:
+        """The lines of a text that may have no end, such as a followed log. Raises ``ApiError``."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=REQUEST_SECONDS)
+        response = await self._request("GET", path, query, {"Accept": "*/*"}, None, timeout)
+        rest = b""
+        try:
+            async for chunk in response.content.iter_any():
+                *whole, rest = (rest + chunk).split(b"\n")
+                for line in whole:
+                    yield line
+            if rest:
+                yield rest
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise ApiError(0, type(error).__name__, f"GET {path}: {error}") from error
+        finally:
+            response.close()
+
+    async def socket(
+        self, path: str, query: Sequence[tuple[str, str]], protocol: str
+    ) -> aiohttp.ClientWebSocketResponse:
+        """A websocket to a subresource; the caller closes it. Raises ``ApiError``."""
+        configuration = self._api.configuration
+        sent = {**self._api.default_headers}
+        await self._api.update_params_for_auth(sent, [], ["BearerToken"], path, "GET", None)
+        rest = self._api.rest_client
+        if rest.pool_manager is None:
+            rest.pool_manager = rest._create_pool_manager()
+        try:
+            opened: aiohttp.ClientWebSocketResponse = await rest.pool_manager.ws_connect(
+                f"{configuration.host}{path}?{urlencode(query)}",
+                headers=sent, protocols=(protocol,), proxy=configuration.proxy, max_msg_size=0,
+            )  # fmt: skip
+        except aiohttp.WSServerHandshakeError as error:
+            raise ApiError(error.status, error.message, f"GET {path}: no websocket was opened") from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise ApiError(0, type(error).__name__, f"GET {path}: {error}") from error
+        return opened
 
     # ---- writing
 
