@@ -13,7 +13,7 @@ import orjson
 from agenthive.cli.options import run_async
 from agenthive.cli.output import ago, print_json, print_table, size
 from agenthive_operator.backends.kube import Object
-from agenthive_operator.plugin.session import Asked, Session, options, session_of, stdout_is_terminal
+from agenthive_operator.plugin.session import Asked, Session, is_ready, options, session_of, stdout_is_terminal
 
 Queues = Mapping[str, Mapping[str, Any]]
 
@@ -110,18 +110,25 @@ async def _status(asked: Asked, name: str | None) -> None:
 
 
 async def _figures(session: Session, hive: str, agents: Sequence[Object]) -> Queues:
-    """The queues of all agents, as a ready pod of the hive finds them.
+    """The queues of all agents: each as a ready pod of its own finds it, for others may not read it.
 
-    Raises:
-        click.ClickException: no pod is ready, or it could not say.
+    Of an agent without a ready pod there is what its status says. Raises ``click.ClickException``: a pod could not say.
     """
-    if not agents:
-        return {}
-    pod = await session.ready_pod(hive, str(agents[0]["metadata"]["name"]), any_agent=True)
-    ran = await session.run(pod, ["agenthive", "status", "--output=json"], quiet=True)
+    found = await asyncio.gather(*(_queue(session, hive, agent) for agent in agents))
+    return {queue["agent"]: queue for queue in found}
+
+
+async def _queue(session: Session, hive: str, agent: Object) -> Mapping[str, Any]:
+    name = str(agent["metadata"]["name"])
+    pods = [pod for pod in await session.pods_of(hive, name) if is_ready(pod)]
+    if not pods:
+        return {"delayed": None, "bytes": None, **agent_document(agent)}
+    pod = str(pods[0]["metadata"]["name"])
+    ran = await session.run(pod, ["agenthive", "status", name, "--output=json"], quiet=True)
     if ran.code:
-        raise click.ClickException(f"pod {pod} cannot read the queues: {ran.err.decode(errors='replace').strip()}")
-    return {queue["agent"]: queue for queue in orjson.loads(ran.out)}
+        raise click.ClickException(f"pod {pod} cannot read its queue: {ran.err.decode(errors='replace').strip()}")
+    (queue,) = orjson.loads(ran.out)
+    return dict(queue)
 
 
 def rows(agents: Sequence[Object], queues: Queues, before: Queues, seconds: float) -> list[dict[str, Any]]:
@@ -132,7 +139,8 @@ def rows(agents: Sequence[Object], queues: Queues, before: Queues, seconds: floa
         queue, former = queues.get(seen["agent"], {}), before.get(seen["agent"])
         row = {key: seen[key] for key in ("agent", "wanted", "ready_replicas")}
         row |= {key: queue.get(key) for key in ("backlog", "in_flight", "delayed", "dead_letters", "oldest", "bytes")}
-        growth = round((queue["backlog"] - former["backlog"]) / seconds, 1) if queue and former and seconds else None
+        now, then = queue.get("backlog"), (former or {}).get("backlog")
+        growth = round((now - then) / seconds, 1) if now is not None and then is not None and seconds else None
         found.append({**row, "growth": growth})
     return found
 
