@@ -1,8 +1,8 @@
 """What the operator asked of API servers while the suite ran, against the rights that its code names.
 
 The API servers of the integration tests keep audit logs in one folder. At the end of the session the requests of
-operators (not those of the tests, nor of people's command lines) are compared with the ``# rbac:`` comments: none may be
-missing, and after the whole suite those that nothing used are told. The end-to-end tests' own servers keep no log, so
+operators (not those of the tests, nor of people's command lines) are compared with the ``# rbac:`` comments: none may
+be missing, and after the whole suite those that nothing used are told. The end-to-end tests' own servers keep no log, so
 that a right may be used there alone.
 """
 
