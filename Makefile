@@ -8,7 +8,7 @@ DIR    ?= .agenthive
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test e2e-cluster lint format crds rbac schema docs bench soak clean
+.PHONY: help demo up down test e2e-cluster lint format crds rbac manifest schema docs bench soak clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -49,6 +49,12 @@ crds: $(STAMP)  ## Generate crds/ from the API models
 
 rbac: $(STAMP)  ## Generate charts/agenthive/files/rbac.yaml from the code's `# rbac:` comments
 	@$(BIN)/python -m agenthive_operator.rbac > charts/agenthive/files/rbac.yaml
+
+manifest:  ## dist/install.yaml from the chart, for kubectl apply; HELM names the helm to use
+	@mkdir -p dist
+	@{ printf 'apiVersion: v1\nkind: Namespace\nmetadata: {name: agenthive-system}\n'; \
+	  $(or $(HELM),helm) template agenthive charts/agenthive --namespace agenthive-system; } > dist/install.yaml
+	@echo "written: dist/install.yaml"
 
 schema: $(STAMP)  ## Generate docs/message.schema.json from the protocol
 	@$(BIN)/python -m agenthive.protocol > docs/message.schema.json

@@ -12,7 +12,7 @@ import base64
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -112,8 +112,10 @@ BY_KIND: Final[Mapping[str, Resource]] = {
 }
 
 
-async def load_configuration() -> client.Configuration:
+async def load_configuration(context: str | None = None) -> client.Configuration:
     """Where the API server is and how to log in: KUBECONFIG (or ~/.kube/config), else the pod's service account.
+
+    ``context``: of the kubeconfig; None means its current one.
 
     Raises ``kubernetes.aio.config.ConfigException`` when neither is there.
     """
@@ -121,7 +123,9 @@ async def load_configuration() -> client.Configuration:
     configuration = client.Configuration()
     if named := kubeconfig_path():
         try:
-            await load.load_kube_config(config_file=named, client_configuration=configuration, persist_config=False)
+            await load.load_kube_config(
+                config_file=named, context=context, client_configuration=configuration, persist_config=False
+            )
         except yaml.YAMLError as error:  # as is a file that is being written
             raise config.ConfigException(f"{named}: {error}") from error
     else:
@@ -289,6 +293,44 @@ class Kube:
             raise ApiError(0, type(error).__name__, f"watch of {resource.plural}: {error}") from error
         finally:
             response.close()
+
+    async def lines(self, path: str, query: Mapping[str, str]) -> AsyncIterator[bytes]:
+        """The lines of a text that may have no end, such as a followed log. Raises ``ApiError``."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=REQUEST_SECONDS)
+        response = await self._request("GET", path, query, {"Accept": "*/*"}, None, timeout)
+        rest = b""
+        try:
+            async for chunk in response.content.iter_any():
+                *whole, rest = (rest + chunk).split(b"\n")
+                for line in whole:
+                    yield line
+            if rest:
+                yield rest
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise ApiError(0, type(error).__name__, f"GET {path}: {error}") from error
+        finally:
+            response.close()
+
+    async def socket(
+        self, path: str, query: Sequence[tuple[str, str]], protocol: str
+    ) -> aiohttp.ClientWebSocketResponse:
+        """A websocket to a subresource; the caller closes it. Raises ``ApiError``."""
+        configuration = self._api.configuration
+        sent = {**self._api.default_headers}
+        await self._api.update_params_for_auth(sent, [], ["BearerToken"], path, "GET", None)
+        rest = self._api.rest_client
+        if rest.pool_manager is None:
+            rest.pool_manager = rest._create_pool_manager()
+        try:
+            opened: aiohttp.ClientWebSocketResponse = await rest.pool_manager.ws_connect(
+                f"{configuration.host}{path}?{urlencode(query)}",
+                headers=sent, protocols=(protocol,), proxy=configuration.proxy, max_msg_size=0,
+            )  # fmt: skip
+        except aiohttp.WSServerHandshakeError as error:
+            raise ApiError(error.status, error.message, f"GET {path}: no websocket was opened") from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise ApiError(0, type(error).__name__, f"GET {path}: {error}") from error
+        return opened
 
     # ---- writing
 

@@ -1,10 +1,9 @@
-"""The command line: ``agenthive``, also installed as ``kubectl hive``. Each command is imported when it is used."""
+"""The command line ``agenthive``. Each command is imported when it is used."""
 
 from __future__ import annotations
 
 import importlib
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -94,9 +93,13 @@ def agenthive(ctx: click.Context, chosen: Chosen) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed (one line on stderr says why), 2 not understood."""
-    name = "kubectl hive" if Path(sys.argv[0]).name.startswith("kubectl-hive") else "agenthive"
+    run_group(agenthive, "agenthive", arguments)
+
+
+def run_group(group: click.Group, name: str, arguments: list[str] | None) -> None:
+    """Run a group of commands under ``name`` and exit, as ``main`` does."""
     try:
-        code = agenthive.main(args=arguments, prog_name=name, standalone_mode=False)
+        code = group.main(args=arguments, prog_name=name, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         code = EXIT_USAGE

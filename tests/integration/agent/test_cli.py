@@ -272,15 +272,13 @@ def test_an_unreachable_redis_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPa
     assert err.startswith("agenthive: Redis at redis://127.0.0.1:1/0 cannot be reached")
 
 
-def test_version_and_help(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_version_and_help(cli: Cli) -> None:
     assert cli("version")[1].startswith("agenthive 0.")
     assert json.loads(cli("version", "-o", "json")[1])["agenthive"].startswith("0.")
     code, out, _ = cli("--help")
     assert code == 0
     for command in (*agenthive.cli.COMMANDS, "local"):
         assert f"  {command} " in out
-    monkeypatch.setattr(sys, "argv", ["/somewhere/kubectl-hive"])
-    assert "Usage: kubectl hive" in cli("--help")[1]
 
 
 class EntryPoint:

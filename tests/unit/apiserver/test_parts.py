@@ -199,7 +199,7 @@ def test_write_options_that_are_none(query: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     "parts",
-    [["foos"], ["pods", "a"], ["namespaces", "n", "nodes"], ["namespaces", "n", "pods", "p", "exec"],
+    [["foos"], ["pods", "a"], ["namespaces", "n", "nodes"], ["namespaces", "n", "pods", "p", "attach"],
      ["namespaces", "n", "pods", "p", "log", "x"]],
 )  # fmt: skip
 def test_paths_that_name_nothing(parts: list[str]) -> None:

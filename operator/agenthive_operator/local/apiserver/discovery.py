@@ -20,7 +20,10 @@ VERSION: Json = {
     "buildDate": "1970-01-01T00:00:00Z", "goVersion": "", "compiler": "", "platform": "agenthive/emulator",
 }  # fmt: skip
 
-_SUB_VERBS = {"log": ["get"], "scale": ["get", "patch", "update"], "status": ["get", "patch", "update"]}
+_SUB_VERBS = {
+    "exec": ["create", "get"], "log": ["get"], "scale": ["get", "patch", "update"],
+    "status": ["get", "patch", "update"],
+}  # fmt: skip
 
 
 def wants_aggregated(accept: str) -> bool:

@@ -18,7 +18,7 @@ from .deletes import Deleter
 from .errors import ApiError, Json
 from .kinds import Registry
 from .openapi import OpenApi
-from .podlogs import proxy_log
+from .podlogs import proxy_exec, proxy_log
 from .reads import Reader, matcher, render
 from .routing import Target
 from .store import Entry, Store
@@ -157,6 +157,10 @@ class Api:
             if method != "GET":
                 raise errors.method_not_allowed()
             return await proxy_log(self, request, target)
+        if target.sub == "exec":
+            if method != "GET":
+                raise errors.bad_request("exec speaks websockets; use kubectl 1.30 or newer")
+            return await proxy_exec(self, request, target)
         if method in ("GET", "HEAD"):
             return await self._read(request, target, query)
         options = routing.write_options(query, request.headers.get("User-Agent", ""))

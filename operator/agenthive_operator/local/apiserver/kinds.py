@@ -115,7 +115,7 @@ class Kind:
         if self.scale is not None:
             found.append("scale")
         if self.resource == "pods":
-            found.append("log")
+            found += ["exec", "log"]
         return tuple(found)
 
 

@@ -316,14 +316,23 @@ class Container:
             return True
         return False
 
+    def command(self, words: list[str]) -> Command:
+        """``words``, at least one, as they run beside the container's process.
+
+        Raises:
+            StartError: it is not running.
+        """
+        if self._process is None:
+            raise StartError(f"container {self.spec['name']} is not running")
+        words = [self._rewrite.text(word) for word in words]
+        argv = [self._image.locate(words[0]), *words[1:]]
+        return Command(argv, self._environment, self._cwd, self._image.account)
+
     async def _exec(self, words: list[str], timeout: float) -> tuple[int, str]:
         if not words:
             return 1, "the exec action names no command"
-        words = [self._rewrite.text(word) for word in words]
-        argv = [self._image.locate(words[0]), *words[1:]]
-        command = Command(argv, self._environment, self._cwd, self._image.account)
         try:
-            return await run(command, timeout)
+            return await run(self.command(words), timeout)
         except StartError as error:
             return 126, str(error)
 

@@ -1,4 +1,4 @@
-"""The kubelet: registers the node, runs a worker for each pod bound to it, serves the logs."""
+"""The kubelet: registers the node, runs a worker for each pod bound to it, serves logs and exec."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from agenthive_operator.local.client import ApiError
 from agenthive_operator.local.informer import Informers
 from agenthive_operator.local.kubelet.addresses import NODE_PORT, Addresses
 from agenthive_operator.local.kubelet.backoff import base_seconds
-from agenthive_operator.local.kubelet.container import Host
+from agenthive_operator.local.kubelet.container import Container, Host
 from agenthive_operator.local.kubelet.events import EventRecorder
 from agenthive_operator.local.kubelet.pod import Places, PodWorker, log_folder
 from agenthive_operator.local.kubelet.process import Records
-from agenthive_operator.local.kubelet.server import LogServer
+from agenthive_operator.local.kubelet.server import PodServer
 from agenthive_operator.local.kubelet.sources import Names
 from agenthive_operator.local.objects import controller_of, format_time, uid_of, utc_now
 from agenthive_operator.local.resources import NODES, PODS, Obj
@@ -120,7 +120,7 @@ class Kubelet:
             backoff_base=base_seconds(),
         )
         self._workers: dict[str, PodWorker] = {}
-        self._server = LogServer(self._pods, places.logs, self._host.writers, token=token)
+        self._server = PodServer(self._pods, places.logs, self._host.writers, self._container, token=token)
         self._writer: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -152,6 +152,10 @@ class Kubelet:
             await asyncio.gather(self._writer, return_exceptions=True)
         await self._server.stop()
         self.addresses.close()
+
+    def _container(self, pod: Obj, name: str) -> Container | None:
+        worker = self._workers.get(uid_of(pod))
+        return None if worker is None else worker.container(name)
 
     def _is_ours(self, pod: Obj) -> bool:
         return bool(pod["spec"].get("nodeName") == self.node)

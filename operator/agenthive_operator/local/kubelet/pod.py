@@ -122,6 +122,10 @@ class PodWorker:
         if is_deleting(pod):
             self._deleting.set()
 
+    def container(self, name: str) -> Container | None:
+        """The container of that name, if it was started."""
+        return next((container for container in self._running if container.spec["name"] == name), None)
+
     async def shut_down(self, grace_bound: float) -> None:
         """End the processes, each with its grace period but at most ``grace_bound`` seconds; the object stays."""
         self._grace_bound = grace_bound

@@ -73,7 +73,12 @@ class Process:
     the kernel's death signal follows the thread that started the process."""
 
     def __init__(
-        self, command: Command, on_output: Callable[[str, bytes], None], records: Records | None = None
+        self,
+        command: Command,
+        on_output: Callable[[str, bytes], None],
+        records: Records | None = None,
+        *,
+        stdin: int | None = None,
     ) -> None:
         """Start it.
 
@@ -81,6 +86,7 @@ class Process:
             command: what to start.
             on_output: called with "stdout" or "stderr" and what was read.
             records: where it is written down, to be found after a crash.
+            stdin: descriptor that it reads; the caller closes it.
 
         Raises:
             StartError: it cannot be started.
@@ -98,7 +104,7 @@ class Process:
                 arguments,
                 env=dict(command.env),
                 cwd=command.cwd,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL if stdin is None else stdin,
                 stdout=out_write,
                 stderr=err_write,
                 start_new_session=True,

@@ -1,4 +1,4 @@
-"""The kubelet's HTTP endpoint: container logs, as the API server asks for them on behalf of `kubectl logs`."""
+"""The kubelet's HTTP endpoint: what the API server asks for on behalf of `kubectl logs` and `kubectl exec`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import hmac
 import logging
 import socket
 import ssl
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 from aiohttp import web
 
 from agenthive_operator.local.informer import Store
+from agenthive_operator.local.kubelet.container import Container
+from agenthive_operator.local.kubelet.exec import serve_exec
 from agenthive_operator.local.kubelet.logs import LogQuery, LogWriter, Snapshot, follow, incarnations
 from agenthive_operator.local.kubelet.pod import log_folder
+from agenthive_operator.local.kubelet.process import StartError
 from agenthive_operator.local.objects import parse_time, utc_now
+from agenthive_operator.local.resources import Obj
 
 logger = logging.getLogger(__name__)
 
@@ -48,20 +53,31 @@ def parse_query(query: dict[str, str]) -> LogQuery:
     )
 
 
-class LogServer:
-    """Serves ``/containerLogs/{namespace}/{pod}/{container}``.
+class PodServer:
+    """Serves ``/containerLogs/{namespace}/{pod}/{container}`` and ``/exec/{namespace}/{pod}/{container}``.
 
     Args:
         pods: the pods of the node.
         logs: the root of their logs.
         writers: the logs being written, by folder.
-        token: what callers must present as bearer token; None: whoever reaches the port may read.
+        find: the container of a pod, by name, if it was started.
+        token: what callers must present as bearer token; None: whoever reaches the port may read, and nobody may
+            run commands.
     """
 
-    def __init__(self, pods: Store, logs: Path, writers: dict[Path, LogWriter], *, token: str | None) -> None:
+    def __init__(
+        self,
+        pods: Store,
+        logs: Path,
+        writers: dict[Path, LogWriter],
+        find: Callable[[Obj, str], Container | None],
+        *,
+        token: str | None,
+    ) -> None:
         self._pods = pods
         self._logs = logs
         self._writers = writers
+        self._find = find
         self._token = token
         self._runner: web.AppRunner | None = None
 
@@ -69,6 +85,7 @@ class LogServer:
         """Serve on a socket that listens already."""
         app = web.Application()
         app.router.add_get("/containerLogs/{namespace}/{pod}/{container}", self._container_logs)
+        app.router.add_get("/exec/{namespace}/{pod}/{container}", self._exec)
         app.router.add_get("/healthz", self._healthz)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
@@ -82,15 +99,40 @@ class LogServer:
     async def _healthz(self, request: web.Request) -> web.Response:
         return web.Response(text="ok")
 
-    async def _container_logs(self, request: web.Request) -> web.StreamResponse:
-        if self._token is not None:
-            given = request.headers.get("Authorization", "")
-            if not hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
-                raise web.HTTPUnauthorized(text="a bearer token is needed")
-        name, container = request.match_info["pod"], request.match_info["container"]
+    def _authenticate(self, request: web.Request) -> None:
+        given = request.headers.get("Authorization", "")
+        if self._token is not None and not hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
+            raise web.HTTPUnauthorized(text="a bearer token is needed")
+
+    def _pod(self, request: web.Request) -> Obj:
+        name = request.match_info["pod"]
         pod = self._pods.get(request.match_info["namespace"], name)
         if pod is None:
             raise web.HTTPNotFound(text=f'pod "{name}" is not on this node')
+        return pod
+
+    async def _exec(self, request: web.Request) -> web.StreamResponse:
+        self._authenticate(request)
+        if self._token is None:
+            # A real API server brings no token: anybody on this machine could act as this account.
+            raise web.HTTPForbidden(text="exec is not offered in local mode beside a real API server")
+        pod, name = self._pod(request), request.match_info["container"]
+        words = request.query.getall("command", [])
+        if not words:
+            raise web.HTTPBadRequest(text="you must specify at least one command for the container")
+        container = self._find(pod, name)
+        try:
+            if container is None:
+                raise StartError(f'container "{name}" in pod "{request.match_info["pod"]}" is not running')
+            command = container.command(words)
+        except StartError as error:
+            raise web.HTTPBadRequest(text=str(error)) from error
+        return await serve_exec(request, command)
+
+    async def _container_logs(self, request: web.Request) -> web.StreamResponse:
+        self._authenticate(request)
+        name, container = request.match_info["pod"], request.match_info["container"]
+        pod = self._pod(request)
         try:
             query = parse_query(dict(request.query))
         except ValueError as error:

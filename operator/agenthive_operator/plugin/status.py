@@ -1,0 +1,206 @@
+"""``kubectl hive status`` and ``top``: a hive on one screen, once or live."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import click
+import orjson
+
+from agenthive.cli.options import run_async
+from agenthive.cli.output import ago, print_json, print_table, size
+from agenthive_operator.backends.kube import Object
+from agenthive_operator.plugin.session import Asked, Session, is_ready, options, session_of, stdout_is_terminal
+
+Queues = Mapping[str, Mapping[str, Any]]
+
+
+@click.command()
+@click.argument("hive", required=False)
+@options
+def status(asked: Asked, hive: str | None) -> None:
+    """Show HIVE on one screen: its conditions, stores and agents. The figures are up to 30 s old; see top."""
+    run_async(_status(asked, hive))
+
+
+@click.command()
+@click.argument("hive", required=False)
+@click.option("--once", is_flag=True, help="Print the figures and end.")
+@click.option("--interval", type=click.FloatRange(min=0.5), default=2.0, show_default=True, help="Seconds.")
+@options
+def top(asked: Asked, hive: str | None, once: bool, interval: float) -> None:
+    """Show the queues of HIVE's agents as they are now, again and again; Ctrl-C ends it."""
+    run_async(_top(asked, hive, once=once, interval=interval))
+
+
+def hive_document(hive: Object, agents: Sequence[Object]) -> dict[str, Any]:
+    """A hive and its agents as their status says. Pure."""
+    seen = hive.get("status") or {}
+    return {
+        "hive": hive["metadata"]["name"],
+        "namespace": hive["metadata"]["namespace"],
+        "conditions": [
+            {key: condition.get(key) for key in ("type", "status", "reason", "message")}
+            for condition in seen.get("conditions") or ()
+        ],
+        "stores": {store: seen.get(store) or {} for store in ("redis", "postgres")},
+        "backlog": seen.get("backlog"),
+        "agents": [agent_document(agent) for agent in agents],
+    }
+
+
+def agent_document(agent: Object) -> dict[str, Any]:
+    """An agent as its status says. Pure."""
+    seen = agent.get("status") or {}
+    ready: Mapping[str, Any] = next((c for c in seen.get("conditions") or () if c["type"] == "Ready"), {})
+    return {
+        "agent": agent["metadata"]["name"],
+        "ready": ready.get("status"),
+        "reason": ready.get("reason"),
+        "wanted": agent["spec"].get("replicas", 1),
+        "replicas": seen.get("replicas"),
+        "ready_replicas": seen.get("readyReplicas"),
+        "backlog": seen.get("backlog"),
+        "in_flight": seen.get("inFlight"),
+        "dead_letters": seen.get("deadLetters"),
+        "oldest": seen.get("oldestMessageTime"),
+    }
+
+
+async def _status(asked: Asked, name: str | None) -> None:
+    async with session_of(asked) as session:
+        hive = await session.hive(name)
+        document = hive_document(hive, await session.agents_of(hive["metadata"]["name"]))
+    if asked.json:
+        print_json(document)
+        return
+    click.echo(f"Hive {document['hive']} in namespace {document['namespace']}\n")
+    print_table(
+        ("CONDITION", "STATUS", "REASON", "MESSAGE"),
+        [(c["type"], c["status"], c["reason"], c["message"]) for c in document["conditions"]],
+        empty="no operator has looked at it yet: is one running?",
+    )
+    click.echo("")
+    print_table(
+        ("STORE", "ENDPOINT", "VERSION"),
+        [(store, seen.get("endpoint"), seen.get("version")) for store, seen in document["stores"].items()],
+        empty="",
+    )
+    click.echo("")
+    print_table(
+        ("AGENT", "READY", "PODS", "BACKLOG#", "IN FLIGHT#", "DEAD LETTERS#", "OLDEST#", "REASON"),
+        [
+            (
+                agent["agent"],
+                agent["ready"],
+                f"{agent['ready_replicas'] or 0}/{agent['wanted']}",
+                agent["backlog"],
+                agent["in_flight"],
+                agent["dead_letters"],
+                ago(datetime.fromisoformat(agent["oldest"])) if agent["oldest"] else None,
+                agent["reason"],
+            )
+            for agent in document["agents"]
+        ],
+        empty="it has no agents",
+    )
+
+
+async def _figures(session: Session, hive: str, agents: Sequence[Object]) -> Queues:
+    """The queues of all agents: each as a ready pod of its own finds it, for others may not read it.
+
+    Of an agent without a ready pod there is what its status says. Raises ``click.ClickException``: a pod could not say.
+    """
+    found = await asyncio.gather(*(_queue(session, hive, agent) for agent in agents))
+    return {queue["agent"]: queue for queue in found}
+
+
+async def _queue(session: Session, hive: str, agent: Object) -> Mapping[str, Any]:
+    name = str(agent["metadata"]["name"])
+    pods = [pod for pod in await session.pods_of(hive, name) if is_ready(pod)]
+    if not pods:
+        return {"delayed": None, "bytes": None, **agent_document(agent)}
+    pod = str(pods[0]["metadata"]["name"])
+    ran = await session.run(pod, ["agenthive", "status", name, "--output=json"], quiet=True)
+    if ran.code:
+        raise click.ClickException(f"pod {pod} cannot read its queue: {ran.err.decode(errors='replace').strip()}")
+    (queue,) = orjson.loads(ran.out)
+    return dict(queue)
+
+
+def rows(agents: Sequence[Object], queues: Queues, before: Queues, seconds: float) -> list[dict[str, Any]]:
+    """A row for each agent; ``growth`` is of the backlog, a second, where there were figures before. Pure."""
+    found = []
+    for agent in agents:
+        seen = agent_document(agent)
+        queue, former = queues.get(seen["agent"], {}), before.get(seen["agent"])
+        row = {key: seen[key] for key in ("agent", "wanted", "ready_replicas")}
+        row |= {key: queue.get(key) for key in ("backlog", "in_flight", "delayed", "dead_letters", "oldest", "bytes")}
+        now, then = queue.get("backlog"), (former or {}).get("backlog")
+        growth = round((now - then) / seconds, 1) if now is not None and then is not None and seconds else None
+        found.append({**row, "growth": growth})
+    return found
+
+
+_COLUMNS = ("AGENT", "PODS", "BACKLOG#", "PER SECOND#", "IN FLIGHT#", "DELAYED#", "DEAD LETTERS#", "OLDEST#", "SIZE#")
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (
+        row["agent"],
+        f"{row['ready_replicas'] or 0}/{row['wanted']}",
+        row["backlog"],
+        None if row["growth"] is None else f"{row['growth']:+g}",
+        row["in_flight"],
+        row["delayed"],
+        row["dead_letters"],
+        ago(datetime.fromisoformat(row["oldest"])) if row["oldest"] else None,
+        None if row["bytes"] is None else size(row["bytes"]),
+    )
+
+
+async def _top(asked: Asked, name: str | None, *, once: bool, interval: float) -> None:
+    async with session_of(asked) as session:
+        hive = str((await session.hive(name))["metadata"]["name"])
+        before: Queues = {}
+        clock = asyncio.get_running_loop().time
+        then = clock()
+        live = None
+        if stdout_is_terminal() and not once and not asked.json:
+            from rich.live import Live  # noqa: PLC0415 - only where a person watches
+
+            live = Live(auto_refresh=False, screen=False)
+            live.start()
+        try:
+            while True:
+                agents = await session.agents_of(hive)
+                queues = await _figures(session, hive, agents)
+                now = clock()
+                found = rows(agents, queues, before, now - then)
+                if asked.json:
+                    print_json(found, indent=once)
+                elif live is not None:
+                    live.update(_table(hive, found), refresh=True)
+                else:
+                    print_table(_COLUMNS, [_cells(row) for row in found], empty="it has no agents")
+                if once:
+                    return
+                before, then = queues, now
+                await asyncio.sleep(interval)
+        finally:
+            if live is not None:
+                live.stop()
+
+
+def _table(hive: str, found: Sequence[Mapping[str, Any]]) -> Any:
+    from rich.table import Table  # noqa: PLC0415 - as above
+
+    table = Table(box=None, pad_edge=False, header_style="bold", title=f"hive {hive}", title_justify="left")
+    for column in _COLUMNS:
+        table.add_column(column.removesuffix("#"), justify="right" if column.endswith("#") else "left")
+    for row in found:
+        table.add_row(*("-" if cell is None else str(cell) for cell in _cells(row)))
+    return table

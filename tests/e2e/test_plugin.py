@@ -1,0 +1,113 @@
+"""``kubectl hive`` as a person uses it: the verbs against one hive with one agent."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+import pytest
+from tests.e2e.plane import BIN, CommandError, Plane, agent, hive
+
+in_pods = pytest.mark.skipif(
+    "KUBEBUILDER_ASSETS" in os.environ, reason="local mode offers no exec beside a real API server"
+)
+
+CODE = """
+from agenthive import Agent, Reject
+
+agent = Agent("echo")
+
+
+@agent.on("echo")
+async def echo(message, ctx):
+    return message.body
+
+
+@agent.on("refuse")
+async def refuse(message, ctx):
+    raise Reject("not today")
+"""
+
+
+@pytest.fixture(scope="module")
+def echo(module_plane: Plane) -> Plane:
+    module_plane.apply(hive(), *agent("echo", code=CODE))
+    module_plane.wait("condition=Ready", "hive/hive", "agent/echo")
+    return module_plane
+
+
+def plugin(plane: Plane, *arguments: str, stdin: str | None = None) -> str:
+    """By way of kubectl, which finds the plugin on PATH."""
+    env = {**os.environ, **plane.env, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    result = subprocess.run(
+        [BIN / "kubectl", "hive", *arguments, "-n", plane.namespace], env=env, input=stdin, text=True,
+        capture_output=True, check=False, timeout=60,
+    )  # fmt: skip
+    if result.returncode:
+        raise CommandError(f"exit {result.returncode}\n{result.stdout}{result.stderr}")
+    return result.stdout
+
+
+def test_status_is_one_screen(echo: Plane) -> None:
+    shown = plugin(echo, "status")
+    for word in ("RedisReady", "Reachable", "postgres", "echo", "1/1"):
+        assert word in shown
+    document = json.loads(plugin(echo, "status", "hive", "-o", "json"))
+    assert [found["agent"] for found in document["agents"]] == ["echo"]
+
+
+def test_why_of_what_is_fine_and_of_code_that_cannot_be_imported(echo: Plane) -> None:
+    assert "Agent echo is fine" in plugin(echo, "why", "agent/echo")
+    echo.apply(*agent("broken", code="import no_such_module"))
+    echo.until(lambda: echo.condition("agent/broken").get("reason") == "ContainerFailed", "the pod has failed")
+    for name in ("broken", "hive/hive"):
+        with pytest.raises(CommandError, match=r"exit 1[\s\S]*no_such_module[\s\S]*kubectl logs --previous"):
+            plugin(echo, "why", name)
+    if "KUBEBUILDER_ASSETS" not in os.environ:
+        with pytest.raises(CommandError, match="no pod of agent broken is ready"):
+            plugin(echo, "dlq", "list", "broken")
+    echo.kubectl("delete", "agent/broken")
+
+
+@in_pods
+def test_ask_and_send_with_bodies_from_arguments_and_standard_input(echo: Plane) -> None:
+    assert json.loads(plugin(echo, "ask", "echo", "echo", '{"n": 1}')) == {"n": 1}
+    assert json.loads(plugin(echo, "ask", "echo", "echo", "-", stdin='{"n": "it\'s"}')) == {"n": "it's"}
+    sent = json.loads(plugin(echo, "send", "echo", "echo", "{}", "--wait", "--id", "one", "-o", "json"))
+    assert (sent["message_id"], sent["status"]) == ("one", "delivered")
+
+
+@in_pods
+def test_dead_letters_are_listed_shown_redriven_and_purged(echo: Plane) -> None:
+    with pytest.raises(CommandError, match="exit 1"):
+        plugin(echo, "send", "echo", "refuse", "{}", "--wait")
+    (letter,) = json.loads(plugin(echo, "dlq", "list", "echo", "--since", "1h", "-o", "json"))
+    assert "not today" in plugin(echo, "dlq", "show", "echo", letter["id"])
+    assert "1 redriven" in plugin(echo, "dlq", "redrive", "echo", letter["id"])
+    echo.until(lambda: len(json.loads(plugin(echo, "dlq", "list", "echo", "-o", "json"))) == 1, "it is refused again")
+    with pytest.raises(CommandError, match=r"exit 2[\s\S]*--yes"):
+        plugin(echo, "dlq", "purge", "echo", "--all", stdin="")
+    assert "1 purged" in plugin(echo, "dlq", "purge", "echo", "--all", "--yes")
+
+
+@in_pods
+def test_top_shows_the_queues(echo: Plane) -> None:
+    (row,) = json.loads(plugin(echo, "top", "--once", "-o", "json"))
+    assert (row["agent"], row["in_flight"]) == ("echo", 0)
+    assert "BACKLOG" in plugin(echo, "top", "hive", "--once")
+
+
+def test_logs_name_their_pod(echo: Plane) -> None:
+    lines = plugin(echo, "logs", "echo", "--tail", "3").splitlines()
+    assert lines
+    assert all(line.startswith("[echo-") for line in lines)
+
+
+def test_what_is_not_there_is_said(echo: Plane) -> None:
+    with pytest.raises(CommandError, match=r"exit 1[\s\S]*there is no Agent 'nobody'"):
+        plugin(echo, "send", "nobody", "echo", "{}")
+    with pytest.raises(CommandError, match=r"exit 2[\s\S]*BODY is no JSON"):
+        plugin(echo, "send", "echo", "echo", "{")
+    with pytest.raises(CommandError, match="hive/NAME or agent/NAME"):
+        plugin(echo, "why", "pod/x")
