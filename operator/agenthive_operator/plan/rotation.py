@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any, Final
@@ -94,6 +94,12 @@ def switched(record: Record, wish: Wish, previous: Mapping[str, str], now: datet
 def finished(record: Record) -> Record:
     """The record once the former credentials are revoked."""
     return Record(record.since, record.own, record.hive)
+
+
+def limited(record: Record, names: Iterable[str]) -> Record:
+    """The record without former credentials of other connections than these: those cannot be revoked (any more)."""
+    kept = {PREVIOUS + name for name in names}
+    return replace(record, previous={name: url for name, url in record.previous.items() if name in kept})
 
 
 def due_at(record: Record, made: datetime, days: int, name: str) -> datetime:

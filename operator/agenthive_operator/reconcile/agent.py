@@ -126,11 +126,13 @@ class AgentReconciler:
         self._context.references.register(key, ())
         self._gates.pop(key, None)
         self._release.forget(key)
-        if (hive := self._context.logins.forget(key)) is not None:
-            self._rotations.forget(key, hive)
-            self._context.postgres.poke(hive)
-        if (hive := self._context.users.forget(key)) is not None:
-            self._context.redis.poke(hive)
+        for credentials, monitor in (
+            (self._context.logins, self._context.postgres),
+            (self._context.users, self._context.redis),
+        ):
+            if (hive := credentials.forget(key)) is not None:
+                self._rotations.forget(key, hive)
+                monitor.poke(hive)
 
     async def _view_hive(self, key: Key, agent: Agent) -> HiveView:
         """The Agent's hive; absence is believed only when the API server says so."""

@@ -40,6 +40,7 @@ class Passwords:
 
     def begin(self, key: Key) -> None:
         """Mint the next password, unless that is done; the next look at the Agent has it made valid."""
+        self._revoked.discard(key)
         if key not in self._next:
             self._next[key] = secrets.token_urlsafe(PASSWORD_BYTES)
             self._context.queue.add(key)
@@ -67,6 +68,9 @@ class Passwords:
         self._revoked.discard(key)
 
     def end(self, key: Key) -> None:
-        """No password of the Agent is being replaced."""
-        self._next.pop(key, None)
-        self._revoked.discard(key)
+        """No password of the Agent is being replaced; one that nobody wants any more goes with the next look.
+
+        What was revoked stays so although the Agent's Secret still names it: writing that may fail, or be old news.
+        """
+        if self._next.pop(key, None) is not None:
+            self._context.queue.add(key)

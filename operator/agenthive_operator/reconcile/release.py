@@ -1,7 +1,8 @@
 """What an Agent's plan has to pass before it is applied: its turn, and the API server's word on its pod template.
 
 While a new template waits or is refused the pods stay as they are, and only what is no template follows: the number of
-pods (a suspended hive drains whatever its templates say) and the disruption budget.
+pods (a suspended hive drains whatever its templates say), the disruption budget, and the end of a rotation: what is
+revoked leaves the Secret, or it would keep other agents' rotations from their turn.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from agenthive_operator.api.hive import AgentHive
 from agenthive_operator.backends.kube import ApiError, Object
 from agenthive_operator.plan.names import CHANGE_ANNOTATION, TEMPLATE_ANNOTATION
 from agenthive_operator.plan.rolling import Answer, needs_slot
+from agenthive_operator.plan.rotation import PREVIOUS
 from agenthive_operator.plan.template import user_templates
 from agenthive_operator.reconcile.cache import Key
 from agenthive_operator.reconcile.children import covers, is_ours, prepare
@@ -88,6 +90,7 @@ class Release:
         """Leave the pods' template, Secret included, as it is; returns ``why``, or what went wrong meanwhile."""
         if live is None:
             return why
+        await self._drop_revoked(next(plan for plan in planned if plan["kind"] == "Secret"))
         wanted = next(plan for plan in planned if plan["kind"] == "Deployment")["spec"]["replicas"]
         if live["spec"].get("replicas") != wanted:
             # rbac: apps/deployments patch
@@ -96,6 +99,14 @@ class Release:
         if problem is None:
             await self._context.children.prune(agent.metadata.uid, planned)
         return problem or why
+
+    async def _drop_revoked(self, planned: Object) -> None:
+        metadata = planned["metadata"]
+        secret = await self._context.children.live("Secret", metadata["namespace"], metadata["name"])
+        if secret is not None and is_ours(secret, planned) and (names := revoked(secret, planned)):
+            # rbac: core/secrets patch
+            patch = {"data": dict.fromkeys(names)}
+            self._context.cache.put(await self._context.kube.merge_patch(secret, patch))
 
     async def _validate(self, key: Key, agent: Agent, hive: AgentHive, body: Object) -> Problem | None:
         """Ask the server about a template that users had a hand in, without writing anything."""
@@ -145,6 +156,12 @@ def template_fields(agent: Agent, hive: AgentHive) -> list[str]:
         f"spec.agentDefaults.podTemplate of AgentHive {hive.metadata.name!r}": of_hive,
     }
     return [name for name, template in fields.items() if template.spec or any(template.metadata.dump().values())]
+
+
+def revoked(secret: Object, planned: Object) -> list[str]:
+    """The former credentials in an Agent's Secret that its plan has no more."""
+    held = {name for name in secret.get("data") or () if name.startswith(PREVIOUS)}
+    return sorted(held - planned["data"].keys())
 
 
 def waiting(answer: Answer, hive: str) -> Problem:

@@ -29,6 +29,7 @@ from agenthive_operator.plan.rotation import (
     decide,
     finished,
     has_outdated,
+    limited,
     record_of,
     switched,
     token,
@@ -86,10 +87,9 @@ class Rotations:
         known = secret_data(secret) if secret is not None else {}
         wish = Wish(token(agent.metadata.annotations), state.rotate, hive.spec.credentials.rotate_days)
         record, made = self._read(key, secret, known, wish)
+        minting = minted(hive)
+        record = limited(record, minting)  # others cannot be revoked without administrative access
         urls = self._urls(key, hive, state, known, record)
-        mints = hive.spec.postgres.mints_logins or hive.spec.redis.mints_users
-        if not mints:
-            record = finished(record)  # the former cannot be revoked without administrative access
         pods = self._context.cache.pods_of(key.namespace, hive=hive.metadata.name, agent=key.name)
         deployment = self._context.cache.get("Deployment", key.namespace, key.name)
         seen = Seen(
@@ -98,7 +98,7 @@ class Rotations:
             made or self._context.clock(),
             f"{key.namespace}/{hive.metadata.name}/{key.name}",
             self._context.clock(),
-            mints=mints,
+            mints=bool(minting),
             # Where a server's address changes, too, that comes first.
             usable=state.ready
             and all(url is not None and self._as_mounted(url) == known.get(name) for name, url in urls.items()),
@@ -268,7 +268,7 @@ class Rotations:
             if is_news:
                 self._context.postgres.poke(hive_key(hive))
         if not is_done:
-            trouble = self._context.logins.trouble(key)
+            trouble = self._context.logins.trouble(key) if hive.spec.postgres.mints_logins else ""
             return record, f"its former credentials are not revoked yet: {trouble}" if trouble else ""
         if record.previous:
             text = f"its pods use new credentials since {record.since}; the former ones are revoked"
@@ -304,6 +304,12 @@ class Rotations:
 def hive_key(hive: AgentHive) -> Key:
     """The key of a hive."""
     return Key("AgentHive", hive.metadata.namespace, hive.metadata.name)
+
+
+def minted(hive: AgentHive) -> list[str]:
+    """The connections for which the operator makes credentials of each Agent's own. Pure."""
+    mints = {REDIS_URL: hive.spec.redis.mints_users, POSTGRES_URL: hive.spec.postgres.mints_logins}
+    return [name for name, is_minted in mints.items() if is_minted]
 
 
 def is_rolling(rollout: Rollout) -> bool:

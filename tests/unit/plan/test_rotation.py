@@ -24,6 +24,7 @@ from agenthive_operator.plan.rotation import (
     due_at,
     finished,
     has_outdated,
+    limited,
     record_of,
     switched,
     token,
@@ -121,6 +122,13 @@ def test_a_record_is_what_the_secret_says() -> None:
     assert Record().annotations == {}
     assert answered(record, Wish()) == record
     assert answered(record, Wish("c", "")) == replace(record, own="c")
+
+
+def test_former_credentials_that_nobody_can_revoke_are_let_go() -> None:
+    record = Record("20260531T110000Z", "a", "b", {"PREVIOUS_ONE": "old", "PREVIOUS_OTHER": "old"})
+    assert limited(record, ["ONE", "OTHER"]) == record
+    assert limited(record, ["ONE"]) == replace(record, previous={"PREVIOUS_ONE": "old"})
+    assert limited(record, []) == finished(record)
 
 
 def test_a_value_that_is_too_long_to_be_repeated_still_differs() -> None:
