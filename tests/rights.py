@@ -2,8 +2,8 @@
 
 The API servers of the integration tests keep audit logs in one folder. At the end of the session the requests of
 operators (not those of the tests, nor of people's command lines) are compared with the ``# rbac:`` comments: none may
-be missing, and after the whole suite those that nothing used are told. The end-to-end tests' own servers keep no log, so
-that a right may be used there alone.
+be missing, and after the whole suite those that nothing used are told. The end-to-end tests' own servers keep no log,
+so that a right may be used there alone.
 """
 
 from __future__ import annotations
