@@ -73,7 +73,8 @@ def killed_at_the_end(folder: Path) -> Iterator[Http]:
         wait_until(lambda: b"kubeconfig\n" in log.read_bytes(), process, "the emulator")
         config = json.loads((folder / "kubeconfig").read_text())
         url, token = config["clusters"][0]["cluster"]["server"], config["users"][0]["user"]["token"]
-        http = Http(KubeApi(url, token, folder / "ca.crt", folder / "kubeconfig", real=False))
+        kubeconfig = folder / "kubeconfig"
+        http = Http(KubeApi(url, token, folder / "ca.crt", kubeconfig, kubeconfig, real=False))
         yield http
         http.connection.close()
     finally:

@@ -103,10 +103,13 @@ async def http(address: str) -> str | None:
         reader, writer = await asyncio.open_connection(address, 8080)
     except ConnectionRefusedError:
         return None
-    writer.write(b"GET / HTTP/1.0\r\n\r\n")
-    text = (await reader.read()).decode()
-    writer.close()
-    await writer.wait_closed()
+    try:
+        writer.write(b"GET / HTTP/1.0\r\n\r\n")
+        text = (await reader.read()).decode()
+        writer.close()
+        await writer.wait_closed()
+    except ConnectionResetError:  # it ended between taking the connection and answering
+        return None
     return text.rpartition("\n")[2] or None
 
 

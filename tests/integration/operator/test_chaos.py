@@ -25,7 +25,7 @@ from agenthive_operator.reconcile.context import Options
 from agenthive_operator.reconcile.controller import Controller
 
 from .chaos import Answer, Asked, Broken, Chaos, Cut, Fault, Late, Rule, Silent, Swallowed, Tampered
-from .conftest import Cluster, running_operator
+from .conftest import TESTS, Cluster, running_operator
 from .fleet import Fleet
 from .replicas import free_port, write_kubeconfig
 from .test_process import healthz, process
@@ -335,7 +335,7 @@ async def test_an_api_server_that_goes_and_comes_back(
         namespace: dict[str, object] = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": unique}}
         api.call("POST", "/api/v1/namespaces", namespace)
         monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig))
-        cluster = Cluster(await stack.enter_async_context(await Kube.connect()), unique, api.kubectl)
+        cluster = Cluster(await stack.enter_async_context(await Kube.connect(user_agent=TESTS)), unique, api.kubectl)
         proxy = await stack.enter_async_context(Chaos(api).serve())
         monkeypatch.setenv("KUBECONFIG", str(write_kubeconfig(tmp_path / "config", proxy.url, "t")))
         fleet = Fleet(cluster, proxy)

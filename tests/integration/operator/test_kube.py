@@ -15,6 +15,8 @@ from agenthive_operator.backends.kube import SECRET, ApiError, Kube
 from agenthive_operator.reconcile.cache import ObjectCache
 from agenthive_operator.reconcile.children import Children
 
+from .conftest import TESTS
+
 WHOLE = b'{"type":"ADDED","object":{"metadata":{"name":"a"}}}\n'
 
 
@@ -60,7 +62,7 @@ async def test_a_list_of_no_metadata_is_empty(
     api_server: Any, kube_namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(api_server.kubeconfig))
-    async with await Kube.connect() as client:
+    async with await Kube.connect(user_agent=TESTS) as client:
         items, version = await client.list(SECRET, kube_namespace, metadata_only=True)
     assert items == []
     assert int(version) > 0

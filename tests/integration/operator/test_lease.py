@@ -16,7 +16,7 @@ from agenthive_operator.backends.lease import Election, LeaseLostError, LeaseNam
 from agenthive_operator.main import operate
 from agenthive_operator.reconcile.context import Options
 
-from .conftest import Cluster, running_operator
+from .conftest import TESTS, Cluster, running_operator
 from .replicas import Recorder, write_kubeconfig
 
 NAME = "chosen"
@@ -56,10 +56,10 @@ async def campaign(
         with monkeypatch.context() as patch:
             patch.setenv("KUBECONFIG", str(config))
             own, shared = await load_configuration(), await load_configuration()
-        async with Kube(own) as unfenced:
+        async with Kube(own, user_agent=TESTS) as unfenced:
             lease = LeaseName(namespace or cluster.namespace, NAME, identity)
             election = Election(unfenced, lease, clock=lambda: steady_clock() + ahead[0])
-            async with Kube(shared, guard=election.check) as kube:
+            async with Kube(shared, guard=election.check, user_agent=TESTS) as kube:
                 task = asyncio.create_task(election.run())
                 try:
                     yield Campaign(election, kube, recorder, task, ahead)
@@ -117,7 +117,7 @@ async def test_a_write_that_waits_for_its_connection_is_looked_at_again(
 
     async with Recorder(api_server).serve() as recorder:
         monkeypatch.setenv("KUBECONFIG", str(write_kubeconfig(tmp_path / "config", recorder.url, api_server.token)))
-        async with Kube(await load_configuration(), guard=guard) as kube:
+        async with Kube(await load_configuration(), guard=guard, user_agent=TESTS) as kube:
             secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s", "namespace": "default"}}
             for passed in range(3):  # before the connection, once it stands, when the bytes leave
                 answers[:] = [10.0] * passed
