@@ -268,6 +268,7 @@ class KeyedQueue(Generic[K]):
             await self._handle_one(key)
             if cancelled():
                 return  # the handler lost the cancellation on its way; the workers are to end all the same
+            await asyncio.sleep(0)  # a handler that waits for nothing must not keep the loop from everybody else
 
     async def _sleep_until_due(self) -> None:
         self._wake.clear()

@@ -115,7 +115,7 @@ class Rotations:
         waits, trouble = decision.waits, ""
         match decision.step:
             case Step.BEGIN:
-                trouble = self._begin(key, hive, state)
+                trouble = self._begin(key, hive, state, urls)
             case Step.SWITCH:
                 urls, record = self._switch(key, hive, state, known, seen, urls)
             case Step.FINISH:
@@ -220,7 +220,7 @@ class Rotations:
 
     # ---- what is done
 
-    def _begin(self, key: Key, hive: AgentHive, state: HiveState) -> str:
+    def _begin(self, key: Key, hive: AgentHive, state: HiveState, urls: Mapping[str, str | None]) -> str:
         """Have the next credentials made; returns what keeps them from being let in."""
         self._begun.add(key)
         of = hive_key(hive)
@@ -228,12 +228,12 @@ class Rotations:
             self._passwords.begin(key)
         if not hive.spec.postgres.mints_logins:
             return ""
-        login, is_news = self._context.logins.follow(key, schema_name(scope_of(hive)), server=state.postgres_url)
+        _, is_news = self._context.logins.follow(key, schema_name(scope_of(hive)), server=state.postgres_url)
         if is_news:
             logger.info("%s: its credentials are to be replaced", key)
             self._context.postgres.poke(of)
-        if login is not None:
-            self._context.queue.add(key)  # it was made for a rotation that was given up: nobody is going to tell
+        if None not in self._following(key, hive, state, urls).values():
+            self._context.queue.add(key)  # they were made for a rotation that was given up: nobody is going to tell
         trouble = self._context.logins.trouble(key)
         return f"the rotation of its credentials waits: {trouble}" if trouble else ""
 

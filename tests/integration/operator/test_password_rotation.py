@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import base64
+import signal
 from typing import Any
 
+import aiohttp
 import pytest
 import redis.asyncio
+from prometheus_client.parser import text_string_to_metric_families
 
 from agenthive.bus import Bus
 from agenthive.bus.access import user_name
 from agenthive.settings import HiveScope
+from agenthive.store.roles import agent_role
 from agenthive_operator.plan.rolling import SLOTS
 from agenthive_operator.reconcile.context import Options
 
 from . import test_logins, test_users
 from .conftest import Cluster, Object, running_operator
+from .replicas import free_port
 from .test_rotation import MARK, PATIENCE, add_pod, ask, secret_of, settled, told
 from .test_users import RESTORED_SECONDS, Servers, lets_in, message, restored, scope_in, url_of
 
@@ -164,18 +169,62 @@ async def mark_of(cluster: Cluster, agent: str) -> str | None:
     return annotations.get(MARK)
 
 
-async def test_a_server_that_makes_no_credentials_any_more_holds_nothing_up(
-    cluster: Cluster, options: Options, servers: Servers, database: test_logins.Servers
-) -> None:
+async def make_minting_hive(cluster: Cluster, servers: Servers, database: test_logins.Servers) -> None:
+    """A hive where both servers have credentials of each agent's own."""
     urls = {"app": servers.url, "admin": servers.admin, "pg": database.url, "pg-admin": database.admin}
 
     def refs(**keys: str) -> dict[str, Any]:
         return {"external": {f"{name}SecretRef": {"name": "urls", "key": key} for name, key in keys.items()}}
 
+    await cluster.create("Secret", "urls", stringData=urls)
+    redis_refs, postgres_refs = refs(url="app", adminUrl="admin"), refs(url="pg", adminUrl="pg-admin")
+    await cluster.create("AgentHive", "demo", spec={"redis": redis_refs, "postgres": postgres_refs})
+
+
+async def looks_at_agents(port: int) -> float:
+    """How often the operator has looked at an Agent."""
+    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/metrics") as answer:
+        for family in text_string_to_metric_families(await answer.text()):
+            for sample in family.samples:
+                if sample.name.endswith("reconcile_seconds_count") and sample.labels.get("kind") == "Agent":
+                    return float(sample.value)
+    return 0.0
+
+
+async def test_one_server_is_waited_for_in_peace_when_the_other_is_ready(
+    cluster: Cluster, options: Options, servers: Servers, database: test_logins.Servers
+) -> None:
+    port = free_port()
+    async with running_operator(options, probe_address=f"127.0.0.1:{port}"):
+        await make_minting_hive(cluster, servers, database)
+        await cluster.agent("anna", "demo")
+        await settled(cluster, "anna")
+        _, schema = await test_logins.schema_of(cluster)
+        first, before = await url_of(cluster, "anna"), await looks_at_agents(port)
+        assert servers.server.process is not None
+        servers.server.process.send_signal(signal.SIGSTOP)  # it says nothing, and may yet answer
+        try:
+            await ask(cluster, "Agent", "anna", "1")
+
+            async def made() -> bool:
+                return agent_role(schema, "anna", 1) in await database.roles(schema)
+
+            await cluster.until("the next login is made", made, PATIENCE)
+            await cluster.condition("AgentHive", "demo", "RedisReady", "False", "Unreachable", PATIENCE)
+            assert await looks_at_agents(port) - before < 50
+        finally:
+            servers.server.process.send_signal(signal.SIGCONT)
+        await switched(cluster, "anna")
+        await cluster.pods_ready("anna")
+        await finished(cluster, "anna")
+        assert [await lets_in(url) for url in (first, await url_of(cluster, "anna"))] == [False, True]
+
+
+async def test_a_server_that_makes_no_credentials_any_more_holds_nothing_up(
+    cluster: Cluster, options: Options, servers: Servers, database: test_logins.Servers
+) -> None:
     async with running_operator(options):
-        await cluster.create("Secret", "urls", stringData=urls)
-        redis_refs, postgres_refs = refs(url="app", adminUrl="admin"), refs(url="pg", adminUrl="pg-admin")
-        await cluster.create("AgentHive", "demo", spec={"redis": redis_refs, "postgres": postgres_refs})
+        await make_minting_hive(cluster, servers, database)
         await cluster.agent("anna", "demo")
         await settled(cluster, "anna")
         await add_pod(cluster, "anna", "former")

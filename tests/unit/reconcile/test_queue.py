@@ -194,6 +194,23 @@ async def test_workers_end_although_a_handler_loses_the_cancellation() -> None:
     assert done, "the queue still runs"
 
 
+async def test_a_key_that_is_added_again_by_each_look_keeps_nobody_else_from_going_on() -> None:
+    looks = 0
+
+    async def handle(key: str) -> None:
+        nonlocal looks
+        looks += 1
+        assert looks < 10_000, "nobody else had a turn"
+        queue.add(key)
+
+    queue = KeyedQueue(handle, workers=1)
+    async with running(queue):
+        queue.add("a")
+        for _ in range(10):
+            await asyncio.sleep(0)
+    assert 0 < looks < 10_000
+
+
 async def test_a_handler_that_raises_is_called_again_and_does_not_stop_others(caplog: pytest.LogCaptureFixture) -> None:
     calls: list[str] = []
 
