@@ -124,6 +124,12 @@ async def test_a_rotation_and_other_rolls_wait_for_each_other_and_end(cluster: C
     await add_pod(cluster, "bert", "bert-drains")
     await ask(cluster, "Agent", "bert", "1")
     await switched(cluster, "bert")
+
+    async def applied() -> bool:
+        template = (await cluster.need("Deployment", "bert"))["spec"]["template"]
+        return MARK in template["metadata"]["labels"]
+
+    await cluster.until("his new pods are asked for", applied)
     await settled(cluster, "bert")
     for name in busy:
         await cluster.patch("Agent", name, spec={"image": "other:1"})
