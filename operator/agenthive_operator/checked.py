@@ -17,7 +17,7 @@ import aiohttp
 import orjson
 from kubernetes.aio import client, config
 
-from agenthive_operator.backends.kube import load_configuration
+from agenthive_operator.backends.configuration import load_configuration
 from agenthive_operator.pace import collection_of
 
 logger = logging.getLogger(__name__)

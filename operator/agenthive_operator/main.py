@@ -27,6 +27,7 @@ import click
 import kopf
 
 from agenthive_operator import log
+from agenthive_operator.backends.configuration import load_configuration
 from agenthive_operator.backends.kube import (
     CHILDREN,
     CUSTOM,
@@ -34,7 +35,6 @@ from agenthive_operator.backends.kube import (
     Kube,
     Object,
     Resource,
-    load_configuration,
 )
 from agenthive_operator.backends.lease import Election, LeaseLostError, LeaseName, own_identity, own_namespace
 from agenthive_operator.backends.place import operator_place
@@ -42,7 +42,7 @@ from agenthive_operator.checked import Access, CheckedResponse
 from agenthive_operator.metrics import Metrics
 from agenthive_operator.pace import Pace
 from agenthive_operator.probes import serving, split_address
-from agenthive_operator.reconcile.cache import SELECTOR, Key
+from agenthive_operator.reconcile.cache import SELECTOR
 from agenthive_operator.reconcile.context import Options
 from agenthive_operator.reconcile.controller import Controller
 
@@ -234,10 +234,6 @@ async def operate(
         election: Election | None = None
         if lease is not None:
             election = Election(await stack.enter_async_context(await Kube.connect()), lease)
-
-        def ended_one(key: Key, seconds: float, error: BaseException | None) -> None:
-            metrics.reconciled(key.kind, seconds, error)
-
         metrics = Metrics()
         kube = Kube(
             await load_configuration(),
@@ -246,7 +242,7 @@ async def operate(
             renew=load_configuration,
         )
         await stack.enter_async_context(kube)
-        controller = Controller(kube, options, election.acquired if election else None, ended_one)
+        controller = Controller(kube, options, election.acquired if election else None, metrics.reconciled)
         metrics.read = controller.snapshot
         await stack.enter_async_context(serving(probe_address, lambda: controller.health, metrics))
         running = asyncio.create_task(controller.run(), name="controller")

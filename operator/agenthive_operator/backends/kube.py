@@ -10,25 +10,22 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
-from urllib.parse import quote, urlencode, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.parse import quote, urlencode
 
 import aiohttp
 import orjson
-import yaml
 from kubernetes.aio import client, config
 
 from agenthive_operator.api.meta import GROUP, VERSION
 from agenthive_operator.backends.answers import ApiError as ApiError  # noqa: PLC0414 - users of this module meet it
 from agenthive_operator.backends.answers import NotLeadingError as NotLeadingError  # noqa: PLC0414
 from agenthive_operator.backends.answers import is_list, refusal
+from agenthive_operator.backends.configuration import load_configuration
 from agenthive_operator.backends.fence import READS, Guard, fenced_requests
 from agenthive_operator.plan.names import FIELD_MANAGER
 
@@ -110,48 +107,6 @@ CHILDREN: Final = (DEPLOYMENT, STATEFUL_SET, SERVICE, SECRET, CONFIG_MAP, DISRUP
 BY_KIND: Final[Mapping[str, Resource]] = {
     resource.kind: resource for resource in (*CUSTOM, *CHILDREN, CLAIM, EVENT, ENDPOINT_SLICE, LEASE)
 }
-
-
-async def load_configuration(context: str | None = None) -> client.Configuration:
-    """Where the API server is and how to log in: KUBECONFIG (or ~/.kube/config), else the pod's service account.
-
-    ``context``: of the kubeconfig; None means its current one.
-
-    Raises ``kubernetes.aio.config.ConfigException`` when neither is there.
-    """
-    load: Any = config  # the package carries no annotations
-    configuration = client.Configuration()
-    if named := kubeconfig_path():
-        try:
-            await load.load_kube_config(
-                config_file=named, context=context, client_configuration=configuration, persist_config=False
-            )
-        except yaml.YAMLError as error:  # as is a file that is being written
-            raise config.ConfigException(f"{named}: {error}") from error
-    else:
-        load.load_incluster_config(client_configuration=configuration)
-    configuration.proxy = configuration.proxy or proxy_of(configuration.host)
-    # Otherwise the session looks for a proxy and into ~/.netrc at every request, in a thread each.
-    configuration.client_session_kwargs = {"trust_env": False}
-    return configuration
-
-
-def proxy_of(url: str) -> str | None:
-    """The proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY of the environment want for ``url``."""
-    parts = urlsplit(url)
-    if proxy_bypass(parts.netloc):
-        return None
-    return getproxies().get(parts.scheme)
-
-
-def kubeconfig_path() -> str:
-    """The kubeconfig to use: that of KUBECONFIG, else ~/.kube/config outside of a pod; empty where there is none."""
-    return os.environ.get("KUBECONFIG", "").strip() or _default_kubeconfig()
-
-
-def _default_kubeconfig() -> str:
-    path = Path("~/.kube/config").expanduser()
-    return str(path) if "KUBERNETES_SERVICE_HOST" not in os.environ and path.is_file() else ""
 
 
 class Kube:
@@ -406,12 +361,29 @@ class Kube:
         body: Object | None,
         timeout: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
-        try:
-            return await self._attempt(method, path, query, headers, body, timeout)
-        except ApiError as error:
-            if error.status != 401 or not await self._renewed_access():
-                raise
-        return await self._attempt(method, path, query, headers, body, timeout)
+        """The answer, its body unread. Raises ``ApiError``; credentials that are refused are renewed, once."""
+        what, renewed = f"{method} {path}", False
+        while True:
+            if self._guard is not None and method not in READS:
+                # What is sent while the lease is good has the rest of it to be answered.
+                timeout = aiohttp.ClientTimeout(total=min(REQUEST_SECONDS, self._guard()))
+            configuration = self._api.configuration
+            sent = {**self._api.default_headers, **headers}
+            await self._api.update_params_for_auth(sent, [], ["BearerToken"], path, method, body)
+            url = configuration.host + path + (f"?{urlencode(query)}" if query else "")
+            try:
+                answer = await self._api.rest_client.request(
+                    method, url, headers=sent, body=body, _request_timeout=timeout
+                )
+                response: aiohttp.ClientResponse = answer.response
+                if response.status < 400:
+                    return response
+                data = await response.read()
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise ApiError(0, type(error).__name__, f"{what}: {error}") from error
+            if response.status != 401 or renewed or not await self._renewed_access():
+                raise refusal(response, data, what)
+            renewed = True
 
     async def _renewed_access(self) -> bool:
         """Read the credentials again; whether there is reason to believe that they are accepted now."""
@@ -430,32 +402,6 @@ class Kube:
             kept = self._api.configuration
             kept.api_key, kept.refresh_api_key_hook = found.api_key, found.refresh_api_key_hook
             return True
-
-    async def _attempt(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None,
-        headers: Mapping[str, str],
-        body: Object | None,
-        timeout: aiohttp.ClientTimeout,
-    ) -> aiohttp.ClientResponse:
-        if self._guard is not None and method not in READS:
-            # What is sent while the lease is good has the rest of it to be answered.
-            timeout = aiohttp.ClientTimeout(total=min(REQUEST_SECONDS, self._guard()))
-        configuration = self._api.configuration
-        sent = {**self._api.default_headers, **headers}
-        await self._api.update_params_for_auth(sent, [], ["BearerToken"], path, method, body)
-        url = configuration.host + path + (f"?{urlencode(query)}" if query else "")
-        try:
-            answer = await self._api.rest_client.request(method, url, headers=sent, body=body, _request_timeout=timeout)
-            response: aiohttp.ClientResponse = answer.response
-            if response.status < 400:
-                return response
-            data = await response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise ApiError(0, type(error).__name__, f"{method} {path}: {error}") from error
-        raise refusal(response, data, f"{method} {path}")
 
 
 def _accept(metadata_only: bool, *, listing: bool = False) -> dict[str, str]:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from agenthive_operator.backends.kube import kubeconfig_path
+from agenthive_operator.backends.configuration import kubeconfig_path
 from agenthive_operator.plan.inputs import OperatorPlace
 
 NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")

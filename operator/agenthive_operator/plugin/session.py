@@ -17,7 +17,8 @@ import orjson
 from kubernetes.aio import config
 
 from agenthive_operator.api.podtemplate import AGENT_CONTAINER
-from agenthive_operator.backends.kube import AGENT, AGENT_HIVE, POD, ApiError, Kube, Object, load_configuration
+from agenthive_operator.backends.configuration import load_configuration
+from agenthive_operator.backends.kube import AGENT, AGENT_HIVE, POD, ApiError, Kube, Object
 from agenthive_operator.plan.names import AGENT_LABEL, HIVE_LABEL
 
 USER_AGENT: Final = "kubectl-hive"

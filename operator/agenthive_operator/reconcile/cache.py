@@ -82,6 +82,10 @@ class ObjectCache:
         """Pods of an agent, or of a hive's own servers when ``agent`` is None."""
         return self._indexed("pods", namespace, hive, agent or "")
 
+    def agents_with_pods(self, namespace: str, hive: str) -> set[str]:
+        """Names of the agents of a hive that have pods, those among them whose Agent is gone already."""
+        return {pod["metadata"]["labels"][AGENT_LABEL] for pod in self._indexed("agent pods", namespace, hive)}
+
     def __len__(self) -> int:
         return len(self._objects)
 
@@ -204,7 +208,7 @@ def slim(obj: Object) -> Object:
     if obj["kind"] != "Pod":
         return {**obj, "metadata": metadata}
     kept = ("name", "namespace", "uid", "resourceVersion", "labels", "ownerReferences", "deletionTimestamp",
-            "creationTimestamp")  # fmt: skip
+            "deletionGracePeriodSeconds", "creationTimestamp")  # fmt: skip
     status = obj.get("status") or {}
     return {
         "apiVersion": obj.get("apiVersion", "v1"),
@@ -227,6 +231,8 @@ def _index_keys(obj: Object) -> list[tuple[str, ...]]:
         keys.append(("agents", namespace, ((obj.get("spec") or {}).get("hiveRef") or {}).get("name", "")))
     if obj["kind"] == "Pod":
         keys.append(("pods", namespace, labels.get(HIVE_LABEL, ""), labels.get(AGENT_LABEL, "")))
+        if AGENT_LABEL in labels:
+            keys.append(("agent pods", namespace, labels.get(HIVE_LABEL, "")))
     return keys
 
 

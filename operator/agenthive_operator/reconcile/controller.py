@@ -22,6 +22,7 @@ from agenthive_operator.backends.reports import Figures, PostgresReport, StoreRe
 from agenthive_operator.backends.resolve import Resolver
 from agenthive_operator.log import Sparing
 from agenthive_operator.metrics import QueueFigures, Snapshot
+from agenthive_operator.plan.names import AGENT_LABEL, HIVE_LABEL
 from agenthive_operator.reconcile.absence import confirm_gone
 from agenthive_operator.reconcile.agent import AgentReconciler
 from agenthive_operator.reconcile.cache import SELECTOR, Change, Key, ObjectCache, keys_of, wish_of
@@ -81,8 +82,8 @@ class Listed(Enum):
 class Controller:
     """Everything that reconciles, for one API server. ``observe`` feeds it, ``run`` runs it.
 
-    ``elected`` is set once this replica is to act; None: it is the only one. ``ended`` is told each look at an object,
-    how long it took (seconds) and what it raised.
+    ``elected`` is set once this replica is to act; None: it is the only one. ``ended`` is told of each look at an
+    object its kind, how long it took (seconds) and what it raised.
     """
 
     def __init__(
@@ -90,11 +91,14 @@ class Controller:
         kube: Kube,
         options: Options,
         elected: asyncio.Event | None = None,
-        ended: Callable[[Key, float, BaseException | None], None] = lambda key, seconds, error: None,
+        ended: Callable[[str, float, BaseException | None], None] = lambda kind, seconds, error: None,
     ) -> None:
         cache = ObjectCache()
         self.queue: KeyedQueue[Key] = KeyedQueue(
-            self._reconcile, workers=options.workers, about=lambda key: log.about(*key), ended=ended
+            self._reconcile,
+            workers=options.workers,
+            about=lambda key: log.about(*key),
+            ended=lambda key, seconds, error: ended(key.kind, seconds, error),
         )
         redis = Monitor[StoreReport]("redis", self.queue.add, good=lambda report: report.ok, permit=kube.check)
         self.context = Context(
@@ -197,6 +201,10 @@ class Controller:
         if obj["kind"] == "Agent":  # its hive counts agents, and the connections that their pods may open
             hive = ((obj.get("spec") or {}).get("hiveRef") or {}).get("name", "")
             self._add(Key("AgentHive", namespace, hive))
+        if obj["kind"] == "Pod" and change is Change.REMOVED:
+            labels = obj["metadata"].get("labels") or {}
+            if (agent := labels.get(AGENT_LABEL)) and self.context.cache.get("Agent", namespace, agent) is None:
+                self._add(Key("AgentHive", namespace, labels.get(HIVE_LABEL, "")))  # which may have waited for it
         if obj["kind"] == "AgentHive" and change in {Change.ADDED, Change.REMOVED}:
             self.context.enqueue_agents(Key("AgentHive", namespace, obj["metadata"]["name"]))
 

@@ -69,16 +69,16 @@ class HiveDeletion:
         return None
 
     def _draining(self, key: Key) -> list[str]:
-        """Agents of the hive that still have pods."""
-        names = []
+        """Agents of the hive that still have pods: an Agent that was deleted may be gone before its pods are."""
+        names = self._context.cache.agents_with_pods(key.namespace, key.name)
         for agent in self._context.cache.agents_of(key.namespace, key.name):
             name = agent["metadata"]["name"]
             deployment = self._context.cache.get("Deployment", key.namespace, name)
             counted = ((deployment or {}).get("status") or {}).get("replicas", 0)
             wanted = ((deployment or {}).get("spec") or {}).get("replicas", 0)
-            if counted or wanted or self._context.cache.pods_of(key.namespace, hive=key.name, agent=name):
-                names.append(name)
-        return names
+            if counted or wanted:
+                names.add(name)
+        return sorted(names)
 
     def _deadline(self, key: Key, hive: AgentHive) -> float:
         """Seconds after the deletion was asked for at which the finalizer goes whatever is left."""
@@ -88,6 +88,9 @@ class HiveDeletion:
                 drain = max(drain, Agent.parse(entry).spec.drain_seconds)
             except InvalidObjectError:
                 continue  # has no pods of ours to wait for
+        for name in self._context.cache.agents_with_pods(key.namespace, key.name):
+            for pod in self._context.cache.pods_of(key.namespace, hive=key.name, agent=name):
+                drain = max(drain, int(pod["metadata"].get("deletionGracePeriodSeconds") or 0))
         return drain + self._context.options.cleanup_seconds
 
     def _age(self, hive: AgentHive) -> float:
@@ -148,11 +151,16 @@ def outside(hive: AgentHive) -> list[Server]:
 async def ensure_finalizer(context: Context, live: Object, hive: AgentHive) -> Object:
     """The finalizer is there exactly while the hive's end has work to do: agents to drain, servers to clean."""
     key = Key("AgentHive", hive.metadata.namespace, hive.metadata.name)
-    needed = bool(outside(hive)) or bool(context.cache.agents_of(key.namespace, key.name))
+
+    def has_agents() -> bool:
+        cache = context.cache
+        return bool(cache.agents_of(key.namespace, key.name) or cache.agents_with_pods(key.namespace, key.name))
+
+    needed = bool(outside(hive)) or has_agents()
     present = FINALIZER in hive.metadata.finalizers
     if present and not needed:
         await confirm_agents(context, key)
-        needed = bool(context.cache.agents_of(key.namespace, key.name))
+        needed = has_agents()
     if needed and not present:
         return await _write(context, live, [*hive.metadata.finalizers, FINALIZER])
     if present and not needed:

@@ -8,15 +8,13 @@ is restarted before that mints another.
 from __future__ import annotations
 
 import secrets
-from typing import Final
 
 from agenthive_operator.api.hive import AgentHive
-from agenthive_operator.backends.logins import login_in, with_login
+from agenthive_operator.backends.logins import Login, login_in, with_login
 from agenthive_operator.reconcile.cache import Key
 from agenthive_operator.reconcile.context import Context, HiveState
+from agenthive_operator.reconcile.logins import PASSWORD_BYTES
 from agenthive_operator.reconcile.stores import scope_of
-
-PASSWORD_BYTES: Final = 24
 
 
 class Passwords:
@@ -50,7 +48,7 @@ class Passwords:
         login, password = login_in(present) if present else None, self._next.get(key)
         if present is None or login is None or password is None or not self._context.users.lets_in(key, password):
             return None
-        return with_login(present, type(login)(login.role, password))
+        return with_login(present, Login(login.role, password))
 
     def revoke(self, key: Key, former: str | None) -> bool:
         """The former password is valid no longer from the next look on; whether that is so already."""

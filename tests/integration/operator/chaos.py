@@ -16,6 +16,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from .forwarding import in_front_of
 from .replicas import UNFORWARDED
 
 HTML = b"<html><body><h1>502 Bad Gateway</h1>the load balancer's word for it</body></html>\n"
@@ -153,18 +154,8 @@ class Chaos:
 
     @contextlib.asynccontextmanager
     async def serve(self) -> AsyncIterator[Chaos]:
-        application = web.Application(client_max_size=2**24)
-        application.router.add_route("*", "/{path:.*}", self._handle)
-        runner = web.AppRunner(application, shutdown_timeout=0.1, access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        self.url = "http://{}:{}".format(*runner.addresses[0][:2])
-        connector = aiohttp.TCPConnector(ssl=self.api.client_ssl(), limit=0)
-        async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as self._session:
-            try:
-                yield self
-            finally:
-                await runner.cleanup()
+        async with in_front_of(self.api, self._handle) as (self.url, self._session):
+            yield self
 
     def hang_up(self) -> None:
         """Reset every connection that has a request under way."""

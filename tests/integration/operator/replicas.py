@@ -19,6 +19,7 @@ import aiohttp
 from aiohttp import web
 
 from .conftest import Cluster
+from .forwarding import in_front_of
 
 UNFORWARDED = {"host", "content-length", "transfer-encoding", "connection"}
 
@@ -49,18 +50,8 @@ class Recorder:
 
     @contextlib.asynccontextmanager
     async def serve(self) -> AsyncIterator[Recorder]:
-        application = web.Application(client_max_size=2**24)
-        application.router.add_route("*", "/{path:.*}", self._handle)
-        runner = web.AppRunner(application, shutdown_timeout=0.1, access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        self.url = "http://{}:{}".format(*runner.addresses[0][:2])
-        connector = aiohttp.TCPConnector(ssl=self.api.client_ssl(), limit=0)
-        async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as self._session:
-            try:
-                yield self
-            finally:
-                await runner.cleanup()
+        async with in_front_of(self.api, self._handle) as (self.url, self._session):
+            yield self
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()

@@ -71,6 +71,28 @@ async def test_agents_drain_before_their_hive_goes(cluster: Cluster, redis_url: 
     await cluster.condition("Agent", "greeter", "Ready", "False", "HiveMissing")
 
 
+@pytest.mark.usefixtures("operator")
+async def test_pods_whose_agent_is_gone_drain_before_the_stores_go(
+    cluster: Cluster, redis_url: str, postgres_url: str
+) -> None:
+    await cluster.external_hive("demo", redis_url, postgres_url)
+    await cluster.agent("greeter", "demo")
+    template = (await cluster.exists("Deployment", "greeter"))["spec"]["template"]
+    labels = template["metadata"]["labels"]
+    pod = await cluster.create(
+        "Pod", "draining", metadata={"labels": labels, "finalizers": ["example.com/drains"]}, spec=template["spec"]
+    )
+    await cluster.until("the finalizer is set", lambda: has_finalizer(cluster, "demo"))
+    for kind, name in (("Pod", "draining"), ("Agent", "greeter"), ("AgentHive", "demo")):
+        await cluster.delete(kind, name)
+    await cluster.gone("Agent", "greeter")
+    told = await cluster.condition("AgentHive", "demo", "Ready", "False", "Deleting")
+    assert "draining 1 agents: greeter" in told["message"]
+    await cluster.kube.merge_patch(pod, {"metadata": {"finalizers": []}})
+    await cluster.gone("Pod", "draining")
+    await cluster.gone("AgentHive", "demo")
+
+
 async def test_pods_that_never_stop_do_not_hold_a_hive_for_ever(
     cluster: Cluster, options: Options, redis_url: str, postgres_url: str
 ) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from agenthive_operator.backends.kube import LEASE, SECRET, ApiError, Kube, NotLeadingError, load_configuration
+from agenthive_operator.backends.configuration import load_configuration
+from agenthive_operator.backends.kube import LEASE, SECRET, ApiError, Kube, NotLeadingError
 from agenthive_operator.backends.lease import Election, LeaseLostError, LeaseName, steady_clock
 from agenthive_operator.main import operate
 from agenthive_operator.reconcile.context import Options

@@ -11,7 +11,7 @@ import pytest
 from agenthive.settings import HiveScope
 from agenthive.store.errors import InvalidValue, StoreAuthError, StoreError, StorePermissionError, StoreUnavailable
 from agenthive_operator.api.hive import AgentHive
-from agenthive_operator.backends import connections, kube, logins, postgres, redis, redis_checks
+from agenthive_operator.backends import configuration, connections, kube, logins, postgres, redis, redis_checks
 from agenthive_operator.backends.events import event_body, event_name
 from agenthive_operator.backends.reports import endpoint_of, without_secret
 from agenthive_operator.backends.resolve import ready_address, ready_endpoint, service_of, with_address
@@ -211,7 +211,7 @@ def test_the_proxy_is_that_of_the_environment(url: str, proxy: str | None, monke
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,.internal")
-    assert kube.proxy_of(url) == proxy
+    assert configuration.proxy_of(url) == proxy
 
 
 @pytest.mark.parametrize(
