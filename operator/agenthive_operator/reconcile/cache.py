@@ -123,30 +123,24 @@ class ObjectCache:
         self._drop(ref)
         return Change.REMOVED
 
-    def compare(
-        self, kind: str, namespace: str | None, items: Iterable[Object], version: str
-    ) -> tuple[list[Object], list[Object]]:
-        """Take in a LIST (of one namespace, or of all) taken at ``version``.
+    def take_in(self, items: Iterable[Object]) -> list[Object]:
+        """Take in a LIST; returns the objects that the watches had missed, new or changed."""
+        return [item for item in items if self.put(item) is not Change.NONE]
 
-        Returns the objects that the watches had missed, new or changed, and those known ones that the list lacks.
-        The latter stay: a list may be wrong, and who confirmed that one is gone calls ``remove``.
+    def lacking(self, kind: str, namespace: str | None, items: Iterable[Object], version: str) -> list[Object]:
+        """The known objects that a LIST (of one namespace, or of all) taken at ``version`` lacks.
+
+        They stay: a list may be wrong, and who confirmed that one is gone calls ``remove``.
         """
-        missed: list[Object] = []
-        lacking: list[Object] = []
-        listed: set[Ref] = set()
-        for item in items:
-            listed.add(ref_of(item))
-            if self.put(item) is not Change.NONE:
-                missed.append(item)
+        listed = {ref_of(item) for item in items}
         taken = int(version) if version.isdigit() else 0
-        for obj in self.all(kind):
-            ref = ref_of(obj)
-            if ref in listed or (namespace is not None and ref.namespace != namespace):
-                continue
-            if _version(obj) > taken:
-                continue  # made after the list was taken
-            lacking.append(obj)
-        return missed, lacking
+        return [
+            obj
+            for obj in self.all(kind)
+            if (ref := ref_of(obj)) not in listed
+            and namespace in {None, ref.namespace}
+            and _version(obj) <= taken  # or else it was made after the list was taken
+        ]
 
     # ---- inside
 

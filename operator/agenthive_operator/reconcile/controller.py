@@ -364,17 +364,18 @@ class Controller:
                 if namespace not in self._read:
                     continue  # all of it is about to be read anyway
                 del self._relisted[(resource, namespace)]
-                if await self._compare(resource, namespace, quiet=True, judge=False) is Listed.FAILED:
+                if await self._compare(resource, namespace, quiet=True, deletions=True) is Listed.FAILED:
                     self.relisted(resource, namespace)
                     await asyncio.sleep(max(self._list_again, random.uniform(1, LIST_RETRY_SECONDS)))  # noqa: S311 - jitter
 
     async def _compare(
-        self, resource: Resource, namespace: str | None, *, quiet: bool = False, judge: bool = True
+        self, resource: Resource, namespace: str | None, *, quiet: bool = False, deletions: bool = False
     ) -> Listed:
         """Compare the cache with a complete list. One that could not be had is not absence, and one that lacks
         something is only a hint: what is gone the API server has to say of each object.
 
-        ``judge``: what this finds speaks of whether the watch tells what happens.
+        ``deletions``: those alone are looked for, by names, as the watch has just told what there is. Otherwise what
+        this finds speaks of whether the watch tells what happens.
         """
         labels = "" if resource in CUSTOM else SELECTOR
         try:
@@ -388,7 +389,7 @@ class Controller:
             # rbac: core/pods list
             # rbac: policy/poddisruptionbudgets list
             # rbac: networking.k8s.io/networkpolicies list
-            items, version = await self.context.kube.list(resource, namespace, labels=labels)
+            items, version = await self.context.kube.list(resource, namespace, labels=labels, metadata_only=deletions)
         except ApiError as error:
             refused = error.status == 403 and namespace is not None
             told = logging.INFO if quiet and not refused else logging.WARNING
@@ -398,11 +399,12 @@ class Controller:
             self._list_again = error.retry_after or 0.0
             return Listed.REFUSED if refused else Listed.FAILED
         self._list_again = 0.0
-        missed, lacking = self.context.cache.compare(resource.kind, namespace, items, version)
+        missed = [] if deletions else self.context.cache.take_in(items)
+        lacking = self.context.cache.lacking(resource.kind, namespace, items, version)
         for obj in missed:
             self._react(obj, Change.UPDATED)
         found = await confirm_gone(self.context.kube, resource, lacking, self._went)
-        if judge:
+        if not deletions:
             self._hearing.listed((resource.kind, namespace), news=bool(missed) or found.gone > 0)
         if found.there:
             self._sparing.log(

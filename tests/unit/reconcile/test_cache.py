@@ -78,9 +78,8 @@ def test_a_list_finds_ghosts_changes_and_newcomers() -> None:
     cache.put(obj(name="ghost", version=1))
     cache.put(obj(name="same", version=2))
     cache.put(obj(name="old", version=3))
-    missed, lacking = cache.compare(
-        "Agent", None, [obj(name="same", version=2), obj(name="old", version=8), obj(name="new")], "9"
-    )
+    listed = [obj(name="same", version=2), obj(name="old", version=8), obj(name="new")]
+    missed, lacking = cache.take_in(listed), cache.lacking("Agent", None, listed, "9")
     assert sorted(item["metadata"]["name"] for item in missed) == ["new", "old"]
     assert [item["metadata"]["name"] for item in lacking] == ["ghost"]
     assert cache.get("Agent", "ns", "ghost"), "the list may be wrong: nothing is gone until the API server says so"
@@ -91,15 +90,22 @@ def test_a_list_lacks_nothing_that_is_younger_than_the_list_and_other_kinds_and_
     cache.put(obj(name="young", version=12))
     cache.put(obj("Deployment", "other-kind"))
     cache.put(obj(name="elsewhere", metadata={"namespace": "other"}))
-    assert cache.compare("Agent", "ns", [], "10") == ([], [])
+    assert cache.lacking("Agent", "ns", [], "10") == []
     assert len(cache) == 3
+
+
+def test_a_list_that_knows_the_namespace_only_says_what_lacks_there() -> None:
+    cache = ObjectCache()
+    cache.put(obj(name="here", version=1))
+    cache.put(obj(name="there", metadata={"namespace": "other"}))
+    assert [item["metadata"]["name"] for item in cache.lacking("Agent", "ns", [], "10")] == ["here"]
 
 
 def test_a_list_under_way_does_not_bring_back_the_deleted() -> None:
     cache = ObjectCache()
     cache.put(obj(version=1))
     cache.remove(obj(version=2))
-    assert cache.compare("Agent", None, [obj(version=1)], "1") == ([], [])
+    assert cache.take_in([obj(version=1)]) == []
     assert cache.get("Agent", "ns", "a") is None
 
 
