@@ -12,6 +12,12 @@ import pytest
 from tests.e2e.plane import EXISTING, Plane, command, local_folder
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs more than this plane has, whatever fixtures it uses."""
+    if EXISTING and "processes" in {mark.args[0] for mark in item.iter_markers("needs")}:
+        pytest.skip("needs pods that are processes of this machine")
+
+
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[Plane]:
     """The control plane all end-to-end tests share."""
@@ -29,25 +35,22 @@ def control_plane() -> Iterator[Plane]:
 
 
 @pytest.fixture
-def plane(control_plane: Plane, request: pytest.FixtureRequest) -> Iterator[Plane]:
+def plane(control_plane: Plane) -> Iterator[Plane]:
     """A namespace of the test's own."""
-    with namespace_of(control_plane, request.node) as own:
+    with namespace_of(control_plane) as own:
         yield own
 
 
 @pytest.fixture(scope="module")
-def module_plane(control_plane: Plane, request: pytest.FixtureRequest) -> Iterator[Plane]:
+def module_plane(control_plane: Plane) -> Iterator[Plane]:
     """A namespace of the module's own."""
-    with namespace_of(control_plane, request.node) as own:
+    with namespace_of(control_plane) as own:
         yield own
 
 
 @contextlib.contextmanager
-def namespace_of(control_plane: Plane, node: pytest.Item | pytest.Collector) -> Iterator[Plane]:
-    """A fresh namespace, emptied and deleted afterwards; skips what needs more than this plane has."""
-    needs = {mark.args[0] for mark in node.iter_markers("needs")}
-    if "processes" in needs and EXISTING:
-        pytest.skip("needs pods that are processes of this machine")
+def namespace_of(control_plane: Plane) -> Iterator[Plane]:
+    """A fresh namespace, emptied and deleted afterwards."""
     namespace = f"e2e-{secrets.token_hex(4)}"
     own = Plane(control_plane.kubeconfig, control_plane.folder, namespace)
     own.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
