@@ -86,7 +86,7 @@ up() {
     echo
     echo "It is ready. Next:"
     echo "  export KUBECONFIG=$KUBECONFIG_FILE"
-    echo "  .venv/bin/kubectl-hive ask hello greet '{\"name\": \"Ada\"}' --hive first"
+    echo "  .venv/bin/kubectl-hive ask hello greet '{\"name\": \"Ada\"}'"
 }
 
 run_tests() {
