@@ -8,10 +8,11 @@ DIR    ?= .agenthive
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test e2e-cluster lint format crds rbac manifest schema docs bench soak clean
+.PHONY: help demo up down test e2e-cluster lint format crds rbac manifest schema docs bench soak clean \
+	images images-test sbom kind-up kind-test kind-down
 
 help:  ## What can be made
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (once)"
@@ -71,6 +72,24 @@ bench: $(STAMP)  ## Measure; ONLY=bus limits it
 
 soak: $(STAMP)  ## Load the bus for SECONDS=300 while consumers die; fail if anything grows or stays
 	@$(BIN)/python -m benchmarks.soak --seconds $(or $(SECONDS),300)
+
+images:  ## Build agenthive-operator and agenthive-runtime by buildah, podman or docker; IMAGE_PREFIX=registry/team/
+	@hack/images.sh build
+
+sbom:  ## A CycloneDX bill of materials of each image, in build/sbom
+	@hack/images.sh sbom build/sbom
+
+images-test: $(STAMP)  ## Build the images with buildah and run the example in them (root, runc)
+	@AGENTHIVE_TEST_IMAGES=1 $(BIN)/pytest tests/images $(ARGS)
+
+kind-up:  ## A kind cluster with the images, the chart and examples/hello, ready
+	@hack/kind.sh up
+
+kind-test: $(STAMP)  ## The end-to-end tests on that cluster
+	@PYTEST=$(BIN)/pytest hack/kind.sh test $(ARGS)
+
+kind-down:  ## Delete that cluster
+	@hack/kind.sh down
 
 clean:  ## Remove the virtual environment and what was built
 	rm -rf $(VENV) build dist .coverage .coverage.*
