@@ -185,6 +185,18 @@ class SentinelSetUp:
         _, port = self._ask(self.ports[0], "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.SERVICE)
         return next(server for server in self.servers if server.port == int(port))
 
+    def fail_over(self) -> bool:
+        """Ask for a planned failover until there has been one, as whoever plans it does: a sentinel says no
+        (NOGOODSLAVE) while its last look at the replica is too old, and gives up one that takes too long.
+
+        Returns:
+            bool: whether the first server is the master no more.
+        """
+        told = self._ask(self.ports[0], "SENTINEL MASTER", self.SERVICE) or {}
+        if int(told.get("port", 0)) == self.servers[0].port and "failover_in_progress" not in str(told.get("flags")):
+            self._ask(self.ports[0], "SENTINEL", "FAILOVER", self.SERVICE)
+        return self.master() is not self.servers[0]
+
     def stop(self) -> None:
         for process in self.sentinels:
             process.kill()
