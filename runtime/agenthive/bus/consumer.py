@@ -425,7 +425,7 @@ class Consumer:
                     if self.name != name:
                         break
                 call = self._command(turn.batch, turn.wanted, again, turn.pass_wake)
-                (answer,) = await self._lane.execute([call], meanwhile=self._settle)
+                answer = await self._exchange(call, meanwhile=self._settle)
                 if not isinstance(answer, ReplyError):
                     return list(answer)
                 if not await self._cure(answer):
@@ -435,12 +435,23 @@ class Consumer:
             except (ConnectionLost, BusUnavailable) as error:
                 log.warning("consumer of %s: %s", self.agent, error)
                 self._settle()
-                self._lost += 1
                 await self._reconnect()
             again = True
         turn.batch.fail(LeaseLost(ROBBED))
         self._pass_wake = self._pass_wake or turn.pass_wake
         return None
+
+    async def _exchange(self, command: Command, meanwhile: Callable[[], None] | None = None) -> Any:
+        """The answer to one command of this consumer's connection. Raises ConnectionLost and BusUnavailable.
+
+        What was asked and not answered may reach Redis at any later time: what is asked next names one loss more.
+        """
+        try:
+            (answer,) = await self._lane.execute([command], meanwhile=meanwhile)
+        except (ConnectionLost, BusUnavailable):
+            self._lost += 1
+            raise
+        return answer
 
     def _no_claim(self) -> None:
         """Nobody asks: what comes without having been asked for goes back."""
@@ -510,7 +521,7 @@ class Consumer:
             if forgotten:
                 former = self.name
                 await self._rejoin("Redis has forgotten what this consumer had claimed")
-                await self._lane.execute([library().call("leave", self._keys.gate, former)])
+                await self._exchange(library().call("leave", self._keys.gate, former))
         except ReplyError as error:
             await self._cure(error)
             if "NOGROUP" not in str(error):
@@ -523,7 +534,7 @@ class Consumer:
             endings: list[tuple[tuple[Argument, ...], asyncio.Future[None]]] = [
                 (("r", lane, entry), well_ended()) for entry in entries[start : start + BATCH_CLAIMS]
             ]
-            (answer,) = await self._lane.execute([self._command(Batch([], endings), 0, False, False)])
+            answer = await self._exchange(self._command(Batch([], endings), 0, False, False))
             if isinstance(answer, ReplyError):
                 raise answer
 
@@ -532,7 +543,7 @@ class Consumer:
         after = "-"
         while True:
             call = library().call("held", self._keys.gate, self.name, str(lane), after, self._lost)
-            (entries,) = await self._lane.execute([call])
+            entries = await self._exchange(call)
             if isinstance(entries, ReplyError):
                 raise entries
             if not entries:
@@ -558,7 +569,7 @@ class Consumer:
         self._keep_acknowledged()
         lease = int(self._messaging.lease_seconds * 1000)
         register = library().call("register", self._keys.gate, self.name, lease)
-        await self._lane.execute([register])
+        await self._exchange(register)
         self._lease.rename(self.name)
         await self._connections.execute([library().call("enlist", self._agents_key, self.agent)])
 

@@ -93,3 +93,79 @@ class CuttingProxy:
                 writer.write(data)
                 await writer.drain()
         return None
+
+
+class ScriptedProxy:
+    """Between clients and one server on loopback; what is to happen to commands of one function is written down.
+
+    ``answer``: the server acts, and the client is cut off before the answer. ``late``: the client is cut off, and the
+    command waits here for ``deliver``.
+    """
+
+    def __init__(self, port: int, function: str, script: list[str]) -> None:
+        self._server_port = port
+        self._function = f"_{function}\r\n".encode()
+        self.script = script
+        self._late: list[tuple[bytes, asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def port(self) -> int:
+        assert self._server is not None
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def __aenter__(self) -> ScriptedProxy:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for _, _, to_server in self._late:
+            to_server.close()
+
+    async def deliver(self) -> bytes:
+        """Let what is late arrive. Returns what the server answers, to nobody."""
+        command, server, to_server = self._late.pop(0)
+        to_server.write(command)
+        answer = await server.readuntil(b"\r\n")
+        to_server.close()
+        return answer
+
+    def _accept(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(client, to_client))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        server, to_server = await asyncio.open_connection("127.0.0.1", self._server_port)
+        answers = asyncio.create_task(self._carry(server, to_client))
+        fate = ""
+        try:
+            while data := await client.read(CHUNK):
+                if self._function in data and self.script:
+                    fate = self.script.pop(0)
+                    answers.cancel()
+                    await asyncio.wait((answers,))
+                    break
+                to_server.write(data)
+            if fate == "answer":
+                to_server.write(data)
+                await server.readuntil(b"\r\n")
+            elif fate == "late":
+                self._late.append((data, server, to_server))
+        finally:
+            answers.cancel()
+            to_client.transport.abort()
+            if fate != "late":
+                to_server.close()
+
+    async def _carry(self, server: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await server.read(CHUNK):
+                to_client.write(data)
+        to_client.close()

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 from tests.integration.bus.faults.ledger import Sending, connected, seeded, settle, until
-from tests.integration.bus.faults.proxy import CuttingProxy
+from tests.integration.bus.faults.proxy import CuttingProxy, ScriptedProxy
 
 from agenthive.bus.completions import Batch
 from agenthive.bus.library import library
@@ -55,6 +55,21 @@ async def test_a_claim_that_arrives_late_claims_nothing(bus, consume, make) -> N
     await consumer.ack(delivery)
     stats = await bus.queue("worker")
     assert (stats.backlog, stats.in_flight) == (0, 0)
+
+
+async def test_a_hand_back_that_arrives_late_hands_nothing_back(valkey, bus, connect, consume, make) -> None:
+    """Its connection was lost too: it was said again, and the message claimed again, before the first try arrives."""
+    async with ScriptedProxy(valkey.port, "turn", ["answer", "late"]) as proxy:
+        consumer = await consume(on=await connect(valkey.url.replace(f":{valkey.port}/", f":{proxy.port}/")))
+        await bus.send(make(1))
+        async with asyncio.timeout(10):
+            (delivery,) = await consumer.claim(1)
+        assert proxy.script == []
+        assert b"said before the connection was lost" in await proxy.deliver()
+        stats = await bus.queue("worker")
+        assert (stats.backlog, stats.in_flight) == (0, 1), "it is still being handled"
+        await consumer.ack(delivery)
+        await consumer.aclose()
 
 
 async def test_a_message_that_arrives_late_is_no_second_one(bus, consume, make) -> None:
