@@ -252,6 +252,16 @@ async def test_closing_the_bus_ends_a_send_that_is_under_way(own_valkey, connect
         assert isinstance(result, BusUnavailable)
 
 
+def unheard(bus, channel: str):
+    """Asks whether the server, too, has seen the end of the connection that listened for replies."""
+
+    async def ask() -> bool:
+        ((_, listeners),) = await bus._connections.execute([("PUBSUB", "NUMSUB", channel)])
+        return int(listeners) == 0
+
+    return ask
+
+
 async def test_a_reply_to_a_process_that_is_gone_is_dropped_and_counted(connect, consume, make, bus, until) -> None:
     asking = await connect()
     request = asyncio.create_task(asking.request(make(1), 60))
@@ -260,6 +270,7 @@ async def test_a_reply_to_a_process_that_is_gone_is_dropped_and_counted(connect,
     await asking.aclose()
     with pytest.raises(BusUnavailable):
         await request
+    await until(unheard(bus, asking._replies._channel))
     await consumer.ack(delivery, delivery.message.reply({}))
     assert (await bus.queue("worker")).replies_dropped == 1
     gone = make(2, reply_to="@gone")
@@ -278,12 +289,7 @@ async def test_a_reply_that_is_fetched_after_all_does_not_count_as_dropped(bus, 
     bus._replies._tasks[0].cancel()  # the reader is cut off
     await asyncio.gather(bus._replies._tasks[0], return_exceptions=True)
     await bus._replies._listening_lane.aclose()
-
-    async def unheard() -> bool:  # the server has seen the connection end, too
-        ((_, listeners),) = await bus._connections.execute([("PUBSUB", "NUMSUB", bus._replies._channel)])
-        return int(listeners) == 0
-
-    await until(unheard)
+    await until(unheard(bus, bus._replies._channel))
     await consumer.ack(delivery, delivery.message.reply({"n": 1}))
     assert (await bus.queue("worker")).replies_dropped == 1
     bus._replies._tasks[0] = asyncio.create_task(bus._replies._listen())  # and connects again
