@@ -106,8 +106,14 @@ def is_connection_loss(error: BaseException) -> bool:
 
 
 def is_collision(error: BaseException) -> bool:
-    """True for a deadlock or serialization failure: rolled back, to be repeated as it was."""
-    return sqlstate(error) in _COLLISION_STATES
+    """True for a deadlock or serialization failure: rolled back, to be repeated as it was.
+
+    So is what PostgreSQL calls an internal error: two changed the same catalog row at once, as two GRANTs on a table
+    do, for which it takes no lock. It has no state of its own, and its text is never translated.
+    """
+    return sqlstate(error) in _COLLISION_STATES or (
+        isinstance(error, asyncpg.InternalServerError) and str(error).startswith("tuple concurrently ")
+    )
 
 
 def is_lock_timeout(error: BaseException) -> bool:

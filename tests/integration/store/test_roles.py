@@ -113,6 +113,32 @@ async def test_what_somebody_changed_is_set_right(postgres_url: str, scope: Hive
         assert [line for line in after if "_p2" not in line] == [line for line in before if "_p2" not in line]
 
 
+async def test_rights_that_somebody_else_sets_at_the_same_moment_are_waited_for(
+    postgres_url: str, scope: HiveScope
+) -> None:
+    """PostgreSQL has no lock for that: it waits for the other one, and then refuses."""
+    async with hive_with_roles(postgres_url, "superuser", scope) as hive:
+        other = await asyncpg.connect(postgres_url)
+        table, readonly, setting = f"{hive.schema}.agent_state", role_names(hive.schema).readonly, None
+        try:
+            await hive.admin.execute(f"REVOKE SELECT ON {table} FROM {readonly}")
+            async with other.transaction():
+                await other.execute(f"GRANT TRIGGER ON {table} TO {readonly}")
+                setting = asyncio.create_task(ensure_roles(hive.admin, hive.schema))
+                waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND $1 = ANY(pg_blocking_pids(pid))"
+                async with asyncio.timeout(20):
+                    while not await other.fetchval(waiting, other.get_server_pid()):  # noqa: ASYNC110 - under a deadline
+                        await asyncio.sleep(0.005)
+            await setting
+        finally:
+            if setting is not None:
+                await asyncio.gather(setting, return_exceptions=True)
+            await other.close()
+        rights = "SELECT has_table_privilege($1, $2, 'SELECT'), has_table_privilege($1, $2, 'TRIGGER')"
+        found = await hive.admin.fetchrow(rights, readonly, table)
+        assert tuple(found) == (True, False)
+
+
 async def test_many_at_once(postgres_url: str, scope: HiveScope) -> None:
     schema = schema_name(scope)
     connections = [await asyncpg.connect(postgres_url) for _ in range(5)]

@@ -127,6 +127,8 @@ def test_translate(error: BaseException, kind: type[StoreError], text: str) -> N
         (server_error(asyncpg.CrashShutdownError), True, False, False),
         (server_error(asyncpg.DeadlockDetectedError), False, True, False),
         (server_error(asyncpg.SerializationError), False, True, False),
+        (asyncpg.InternalServerError("tuple concurrently updated"), False, True, False),
+        (asyncpg.InternalServerError("something else"), False, False, False),
         (server_error(asyncpg.UniqueViolationError), False, False, True),
         (server_error(asyncpg.ProgramLimitExceededError), False, False, True),
         (server_error(asyncpg.RaiseError), False, False, True),
