@@ -33,11 +33,11 @@ class _Look(Generic[R]):
 class Monitor(Generic[R]):
     """Keeps the latest result of one check per key.
 
-    ``good`` tells whether a result needs no hurry: the next look is then ``steady`` seconds (jittered) away,
-    which may depend on the result, otherwise it comes with a backoff of at most ten seconds. ``on_change`` is told a
-    key whose result differs from the one before. A check that raises is logged and repeated with backoff; its result
-    stays what it was. ``permit`` is asked before each check, whose work only one replica may do: it raises
-    ``ApiError`` where this one may not.
+    ``good`` tells whether a result needs no hurry: the next look is then ``steady`` seconds (jittered) away, which
+    may depend on the result and is STEADY_SECONDS where nothing is said; otherwise it comes with a backoff of at most
+    ten seconds. ``on_change`` is told a key whose result differs from the one before. A check that raises is logged
+    and repeated with backoff; its result stays what it was. ``permit`` is asked before each check, whose work only
+    one replica may do: it raises ``ApiError`` where this one may not.
     """
 
     def __init__(
@@ -46,14 +46,14 @@ class Monitor(Generic[R]):
         on_change: Callable[[Key], None],
         *,
         good: Callable[[R], bool] = lambda result: True,
-        steady: float | Callable[[R], float] = STEADY_SECONDS,
+        steady: float | Callable[[R], float] | None = None,
         workers: int = 8,
         timeout: float = 60.0,
         permit: Callable[[], None] = lambda: None,
     ) -> None:
         self._on_change = on_change
         self._good = good
-        self._steady = steady
+        self._steady = STEADY_SECONDS if steady is None else steady
         self._permit = permit
         self._looks: dict[Key, _Look[R]] = {}
         self._rng = random.Random()  # noqa: S311 - jitter

@@ -175,6 +175,16 @@ def options(cluster: Cluster) -> Options:
 
 
 @pytest.fixture
+def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that wait for the operator's next look at something that it found good, or blocked: every 2 s, not 15.
+
+    To be named before ``operator``.
+    """
+    monkeypatch.setattr("agenthive_operator.reconcile.monitor.STEADY_SECONDS", 2.0)
+    monkeypatch.setattr("agenthive_operator.reconcile.conditions.BLOCKED_SECONDS", 2.0)
+
+
+@pytest.fixture
 async def operator(options: Options) -> AsyncIterator[None]:
     """An operator that runs during the test."""
     async with running_operator(options):

@@ -159,7 +159,7 @@ async def test_a_restarted_operator_keeps_logins_and_writes_nothing(
     assert [now[ref] for ref in unchanged] == [objects[ref] for ref in unchanged]
 
 
-@pytest.mark.usefixtures("operator")
+@pytest.mark.usefixtures("brisk", "operator")
 async def test_a_login_goes_with_its_agent_once_its_pods_are_gone_and_comes_again_with_it(
     cluster: Cluster, database: Servers
 ) -> None:
@@ -195,7 +195,7 @@ async def test_a_login_goes_with_its_agent_once_its_pods_are_gone_and_comes_agai
     await (await asyncpg.connect(second)).close()
 
 
-@pytest.mark.usefixtures("operator")
+@pytest.mark.usefixtures("brisk", "operator")
 async def test_a_login_that_was_dropped_by_hand_is_restored(cluster: Cluster, database: Servers) -> None:
     await database.make_hive(cluster)
     await cluster.agent("anna", "demo")

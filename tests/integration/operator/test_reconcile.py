@@ -160,7 +160,7 @@ async def test_a_missing_code_config_map_is_told_and_waited_for(
     await cluster.exists("Deployment", "greeter")
 
 
-@pytest.mark.usefixtures("operator")
+@pytest.mark.usefixtures("brisk", "operator")
 async def test_what_belongs_to_somebody_else_is_never_touched(
     cluster: Cluster, redis_url: str, postgres_url: str
 ) -> None:

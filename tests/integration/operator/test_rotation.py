@@ -191,7 +191,7 @@ async def test_a_few_at_once_and_then_the_others_without_waiting_for_a_resync(
     assert (await secret_of(cluster, "late"))["metadata"]["annotations"]["agenthive.dev/rotate-hive"] == "all"
 
 
-@pytest.mark.usefixtures("operator")
+@pytest.mark.usefixtures("brisk", "operator")
 async def test_what_waits_is_told_and_both_logins_stay(cluster: Cluster, database: Servers) -> None:
     await database.make_hive(cluster)
     await cluster.agent("anna", "demo")

@@ -199,7 +199,7 @@ async def test_a_restarted_operator_keeps_users_and_writes_nothing(
     assert [now[ref] for ref in unchanged] == [before[ref] for ref in unchanged]
 
 
-@pytest.mark.usefixtures("operator")
+@pytest.mark.usefixtures("brisk", "operator")
 async def test_a_user_goes_with_its_agent_once_its_pods_are_gone(cluster: Cluster, servers: Servers) -> None:
     await servers.make_hive(cluster)
     for name in ("anna", "bert"):
