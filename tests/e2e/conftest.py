@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests import rights
 from tests.e2e.plane import EXISTING, Plane, command, local_folder
 
 
@@ -26,7 +27,8 @@ def control_plane() -> Iterator[Plane]:
         return
     folder = local_folder()
     env = {"AGENTHIVE_LOCAL_BACKOFF_SECONDS": "0.5"}
-    command("agenthive", "local", "up", "--detach", "--dir", folder, env=env)
+    audit = f"--audit-log-path={rights.audit_file()}"
+    command("agenthive", "local", "up", "--detach", "--dir", folder, audit, env=env)
     try:
         yield Plane(folder / "kubeconfig", folder)
     finally:

@@ -61,8 +61,9 @@ def test_nothing_is_granted_that_could_be_used_to_get_more() -> None:
             assert right.verb in {"get", "list", "watch"}
 
 
-def line(agent: str, verb: str, **target: str) -> str:
-    return json.dumps({"userAgent": agent, "verb": verb, "objectRef": {"apiGroup": "", **target}})
+def line(agent: str, verb: str, code: int = 200, **target: str) -> str:
+    objective = {"objectRef": {"apiGroup": "", **target}, "responseStatus": {"code": code}}
+    return json.dumps({"userAgent": agent, "verb": verb, **objective})
 
 
 def test_only_what_operators_ask_for_counts() -> None:
@@ -79,6 +80,13 @@ def test_only_what_operators_ask_for_counts() -> None:
         Request("", "pods", "watch"),
         Request("agenthive.dev", "agents/status", "patch"),
     }
+
+
+def test_an_apply_that_creates_needs_both_rights() -> None:
+    applied = [line("agenthive-operator", "patch", code, resource="secrets") for code in (200, 409)]
+    assert asked(applied) == {Request("", "secrets", "patch")}
+    made = line("agenthive-operator", "patch", 201, resource="secrets")
+    assert asked([made]) == {Request("", "secrets", "patch"), Request("", "secrets", "create")}
 
 
 def test_what_lacks_is_told_and_after_a_whole_suite_what_is_unused() -> None:

@@ -73,7 +73,7 @@ AGENT_HIVE: Final = Resource("AgentHive", "agenthives", GROUP, VERSION)
 # rbac: agenthive.dev/agents get,list,watch
 AGENT: Final = Resource("Agent", "agents", GROUP, VERSION)
 # rbac: agenthive.dev/agents/status patch
-# rbac: apps/deployments get,list,watch,create,patch,delete
+# rbac: apps/deployments get,list,watch,create,patch
 DEPLOYMENT: Final = Resource("Deployment", "deployments", "apps")
 # rbac: apps/statefulsets get,list,watch,create,patch,delete
 STATEFUL_SET: Final = Resource("StatefulSet", "statefulsets", "apps")

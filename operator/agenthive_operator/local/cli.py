@@ -58,11 +58,19 @@ def local() -> None:
     help="Start the operator alone, against the cluster of this file.",
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of the API server (default: a free one).")
-def up(path: Path, detach: bool, kubeconfig: Path | None, port: int) -> None:
+@click.option(
+    "--audit-log-path",
+    "audit",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File that gets a line for each request to the API server (default: none).",
+)
+def up(path: Path, detach: bool, kubeconfig: Path | None, port: int, audit: Path | None) -> None:
     """Start the control plane; Ctrl-C stops all of it. State stays in the folder and is there at the next start."""
+    if kubeconfig is not None and audit is not None:
+        raise click.UsageError("--audit-log-path is for an API server started here: leave it or --kubeconfig out")
     folder = Folder.at(path)
     if detach:
-        _up_detached(folder, kubeconfig, port)
+        _up_detached(folder, kubeconfig, port, audit)
         return
     progress = _progress()
     _log_to_stderr()
@@ -74,7 +82,7 @@ def up(path: Path, detach: bool, kubeconfig: Path | None, port: int) -> None:
             from agenthive_operator.local.supervisor import Options  # noqa: PLC0415
 
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_up(Options(folder, kubeconfig, port), lock, progress))
+                runner.run(_up(Options(folder, kubeconfig, port, audit), lock, progress))
     except (RuntimeError, OSError, ValueError, StartError, ApiError, aiohttp.ClientError) as error:
         # What keeps a control plane from coming up; our own errors are RuntimeErrors with a text meant for people.
         raise click.ClickException(str(error) or type(error).__name__) from error
@@ -143,7 +151,7 @@ def _log_to_stderr() -> None:
     )
 
 
-def _up_detached(folder: Folder, kubeconfig: Path | None, port: int) -> None:
+def _up_detached(folder: Folder, kubeconfig: Path | None, port: int, audit: Path | None) -> None:
     if (holder := folder.holder()) is not None:
         raise click.ClickException(str(AlreadyUpError(folder.root, holder.get("pid"))))
     folder.create()
@@ -151,6 +159,8 @@ def _up_detached(folder: Folder, kubeconfig: Path | None, port: int) -> None:
     argv += ["--port", str(port)]
     if kubeconfig is not None:
         argv += ["--kubeconfig", str(kubeconfig.absolute())]
+    if audit is not None:
+        argv += ["--audit-log-path", str(audit.absolute())]
     read, write = os.pipe()
     with folder.log.open("ab") as log, os.fdopen(read, "rb") as progress:
         size = folder.log.stat().st_size

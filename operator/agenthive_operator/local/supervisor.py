@@ -49,6 +49,8 @@ class Options:
     kubeconfig: Path | None = None
     #: TCP port of the API server; 0: that of last time, or a free one.
     port: int = 0
+    #: A file that gets a line for each request, in the form of kube-apiserver's audit log; None: no such file.
+    audit: Path | None = None
 
 
 #: Called with each step of progress, for people.
@@ -79,7 +81,7 @@ async def control_plane(options: Options, lock: FolderLock, report: Report) -> A
             await _apply_crds(client, await manifests, report)
             operator = await _start_operator(stack, folder, kubeconfig, probe, records)
         else:
-            plane = Plane(folder, records, port=options.port)
+            plane = Plane(folder, records, port=options.port, audit=options.audit)
             stack.push_async_callback(_ended, plane.stop, report, "API server")
             began = time.monotonic()
             await plane.start()

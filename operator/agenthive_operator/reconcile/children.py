@@ -24,9 +24,8 @@ from agenthive_operator.reconcile.refusals import is_refusal, refusal
 logger = logging.getLogger(__name__)
 
 APPLIED: Final = "agenthive.dev/applied"
-PRUNED: Final = frozenset(
-    {"Deployment", "StatefulSet", "Service", "Secret", "ConfigMap", "PodDisruptionBudget", "NetworkPolicy"}
-)
+PRUNED: Final = frozenset({"StatefulSet", "Service", "Secret", "ConfigMap", "PodDisruptionBudget", "NetworkPolicy"})
+"""Kinds of which an owner may come to plan fewer. An Agent always plans its Deployment."""
 ABSENT_SECONDS: Final = 0.5
 """How long the API server's word that an object is absent may be used once more. The object may be made meanwhile, as
 it may between any question and the write that follows."""
@@ -156,7 +155,6 @@ class Children:
             # rbac: core/configmaps delete
             # rbac: core/services delete
             # rbac: apps/statefulsets delete
-            # rbac: apps/deployments delete
             # rbac: policy/poddisruptionbudgets delete
             # rbac: networking.k8s.io/networkpolicies delete
             await self._kube.delete(BY_KIND[ref.kind], ref.namespace, ref.name, uid=obj["metadata"]["uid"])

@@ -93,11 +93,14 @@ def test_up_down_and_up_again(reachable_folder) -> None:
     assert local("status", folder=folder).returncode == 1
     assert "nothing runs" in local("down", folder=folder).stdout
 
-    assert local("up", "-d", folder=folder).returncode == 0
+    audit = reachable_folder / "audit.jsonl"
+    assert local("up", "-d", f"--audit-log-path={audit}", folder=folder).returncode == 0
     try:
         kubectl(folder, "wait", "--for=condition=Available", "deployment/sleeper", "--timeout=30s")
         state = json.loads(kubectl(folder, "get", "pods", "-o", "json"))["items"]
         assert [pod["status"]["containerStatuses"][0]["restartCount"] for pod in state] == [1], "the same pod, again"
+        events = [json.loads(line) for line in audit.read_text().splitlines()]
+        assert any(event["verb"] == "list" and event["objectRef"]["resource"] == "pods" for event in events)
     finally:
         local("down", folder=folder)
     assert processes(folder) == []
@@ -178,6 +181,8 @@ def test_the_operator_alone(api_server, reachable_folder) -> None:
         status = json.loads(local("status", "-o", "json", folder=folder).stdout)
         assert status["operator"] == "healthy"
         assert len(psutil.Process(status["pid"]).children()) == 1
+        flags = (f"--kubeconfig={api_server.kubeconfig}", "--audit-log-path=x")
+        assert "leave it or --kubeconfig out" in local("up", *flags, folder=folder).stderr
     finally:
         local("down", folder=folder)
     assert processes(folder) == []

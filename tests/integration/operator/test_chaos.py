@@ -170,6 +170,9 @@ async def test_lists_that_leave_out_what_is_there(
     async with running_operator(often):
         await fleet.start(redis_url, postgres_url, agents=6)
         await fleet.converged("the start")
+        labels = (await cluster.need("Deployment", "a0"))["spec"]["template"]["metadata"]["labels"]
+        pod = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "agent", "image": "x"}]}}
+        await cluster.create("Pod", "there", **pod)
         for what, rule in rules.items():
             with chaos.faulty(rule):
                 began = time.monotonic()
@@ -179,6 +182,8 @@ async def test_lists_that_leave_out_what_is_there(
                 await fleet.converged(f"{what}, while it lasts")
             await fleet.converged(what)
     assert expired[0], "there were pages"
+    asked_for = {asked.kind for asked in chaos.asked if asked.method == "GET" and asked.name}
+    assert {"agenthives", "agents", "deployments", "secrets", "pods"} <= asked_for, "nothing was given up unasked"
     told = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
     assert told
     assert len(told) <= 20, "few words"
