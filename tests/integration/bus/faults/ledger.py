@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import random
 import secrets
@@ -225,6 +226,17 @@ async def connected(url: str, scope: HiveScope, messaging: Messaging, *, failure
         yield bus
     finally:
         await bus.aclose()
+
+
+async def all_serve(fleet: Fleet, sending: Sending, first: int) -> None:
+    """Send messages, numbered from ``first`` on, until each process has handled one, however late it starts."""
+    numbers = itertools.count(first)
+
+    async def serving() -> bool:
+        await sending.send([next(numbers)])
+        return len(fleet.serving()) == len(fleet.processes)
+
+    await until(serving, "all processes serve")
 
 
 async def drained(bus: Bus, fleet: Fleet, numbers: Iterable[int] = ()) -> None:

@@ -13,6 +13,7 @@ from tests.conftest import ValkeyServer, server_folder, wait_until
 from tests.integration.bus.faults.ledger import (
     Account,
     Sending,
+    all_serve,
     assert_clean,
     connected,
     drained,
@@ -88,8 +89,8 @@ async def test_full_disk(small_disk, scope, messaging, fleet, record_property) -
         workers.start(pod)
     async with connected(small_disk.url, scope, messaging) as bus:
         sending = Sending(bus)
+        await all_serve(workers, sending, MESSAGES)
         sent = sending.start(MESSAGES, 20, pace=0.02, body=lambda n: {"seconds": n % 5 / 100})
-        await until(lambda: len(workers.serving()) == 2, "both serve")
         small_disk.limit(0)
         await until(lambda: any("MISCONF" in error for error in sending.errors), "a send refused")
         await asyncio.sleep(messaging.lease_seconds + 1)  # long enough for every lease to run out

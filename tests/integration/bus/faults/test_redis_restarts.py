@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import re
 from collections.abc import Awaitable, Callable
@@ -11,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 import redis
 import redis.asyncio
-from tests.integration.bus.faults.ledger import Account, Sending, connected, drained, seeded, settle, until
+from tests.integration.bus.faults.ledger import Account, Sending, all_serve, connected, drained, seeded, settle, until
 
 MESSAGES = 2000
 RESTARTS = 4
@@ -46,8 +45,8 @@ async def test_restarts(policy, own_valkey, scope, messaging, fleet, record_prop
         workers.start(pod)
     async with connected(own_valkey.url, scope, messaging) as bus:
         sending = Sending(bus)
+        await all_serve(workers, sending, MESSAGES)
         sent = sending.start(MESSAGES, 20, pace=0.03, body=lambda n: {"seconds": n % 5 / 100})
-        await until(lambda: len(workers.serving()) == 2, "both serve")
         ends: list[Callable[..., Awaitable[None]]] = [kill, shut_down] * (RESTARTS // 2)
         chance.shuffle(ends)
         killed: list[float] = []
@@ -91,9 +90,7 @@ async def test_redis_away_for_a_while(own_valkey, scope, messaging, fleet, recor
         workers.start(pod)
     async with connected(own_valkey.url, scope, messaging, failures=3) as bus:
         sending = Sending(bus)
-        first = itertools.count(MESSAGES)
-        while len(workers.serving()) < 2:
-            await sending.send([next(first)])
+        await all_serve(workers, sending, MESSAGES)
         sent = sending.start(MESSAGES, 50, pace=0.05, body=lambda n: {"seconds": n % 5 / 100})
         await until(lambda: len(sending.accepted) >= 100, "some are accepted")
         await shut_down(own_valkey)
