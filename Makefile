@@ -31,7 +31,7 @@ down: $(STAMP)  ## Stop what `make up` started; its state stays
 
 test: $(STAMP)  ## Every test, with coverage; ARGS='tests/unit -q' for a part, without the bound
 	@rm -f .coverage .coverage.*
-	@$(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadfile --cov --cov-report=term $(if $(ARGS),$(ARGS),--cov-fail-under=85)
+	@$(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder --cov --cov-report=term $(if $(ARGS),$(ARGS),--cov-fail-under=85)
 
 e2e-cluster: $(STAMP)  ## The end-to-end tests on the cluster of KUBECONFIG, which has the CRDs and an operator
 	@AGENTHIVE_E2E_KUBECONFIG=$(or $(KUBECONFIG),$(HOME)/.kube/config) $(BIN)/pytest tests/e2e $(ARGS)

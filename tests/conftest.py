@@ -22,7 +22,7 @@ import asyncpg
 import psutil
 import pytest
 import redis as redis_py
-from tests import rights
+from tests import order, rights
 
 from agenthive_operator import rbac
 from agenthive_operator.local import servers
@@ -33,6 +33,13 @@ STARTUP_SECONDS = 30.0
 def pytest_configure(config: pytest.Config) -> None:
     """Compare what operators ask for with the rights their code names."""
     rights.install(config)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where files run side by side, the longest begin."""
+    if hasattr(config, "workerinput"):
+        order.reorder(items)
 
 
 def free_port() -> int:
