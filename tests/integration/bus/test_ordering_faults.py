@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections import defaultdict
 import redis.asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.conftest import UNMEASURED
 
 from agenthive.bus import Bus
 from agenthive.settings import HiveScope, Messaging
@@ -88,7 +90,8 @@ async def test_killed_holders_leave_no_key_stuck_and_every_key_in_order(redis_ur
     )
 
     def child(number: int) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-c", CHILD, redis_url, scope.namespace, f"pod-{number}", ledger])
+        command = [sys.executable, "-c", CHILD, redis_url, scope.namespace, f"pod-{number}", ledger]
+        return subprocess.Popen(command, env={**os.environ, **UNMEASURED})
 
     children = {number: child(number) for number in range(3)}
     dice = random.Random(7)

@@ -13,6 +13,7 @@ from typing import Any
 import asyncpg
 import pytest
 import redis.asyncio
+from tests.conftest import UNMEASURED
 from tests.integration.agent.conftest import Process, eventually
 
 from agenthive.bus import Bus, BusUnavailable
@@ -48,6 +49,7 @@ class Scene:
                 "AGENTHIVE_MESSAGING": MESSAGING.to_env(),
                 "CRASH_FOLDER": str(self.folder),
                 "PYTHONPATH": str(Path(__file__).parent),
+                **UNMEASURED,
                 **environment,
             },
         )

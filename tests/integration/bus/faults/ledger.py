@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import redis.asyncio
+from tests.conftest import UNMEASURED
 
 from agenthive.bus import Bus, BusUnavailable, QueueFull
 from agenthive.protocol import AgentMessage, MessagePriority
@@ -74,6 +75,7 @@ class Fleet:
         """Start the pod's process, as a kubelet starts its container again."""
         environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith("AGENTHIVE_")},
+            **UNMEASURED,
             "AGENTHIVE_POD": pod,
             "AGENTHIVE_BIND": "127.0.0.1",
             "AGENTHIVE_HTTP_PORT": "0",
