@@ -64,6 +64,8 @@ class Fleet:
     scope: HiveScope
     messaging: Messaging
     concurrency: int = 10
+    beating: bool = False
+    """Whether each process notes when the machine gave it no turn."""
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     frozen: set[str] = field(default_factory=set)
 
@@ -87,12 +89,22 @@ class Fleet:
             "AGENTHIVE_CONCURRENCY": str(self.concurrency),
             "AGENTHIVE_DRAIN_SECONDS": "5",
             "LEDGER": str(self.path),
+            **({"LEDGER_STALLS": str(self._stalls_of(pod))} if self.beating else {}),
         }
         with (self.folder / f"{pod}.log").open("ab") as log:
             self.processes[pod] = subprocess.Popen(
                 [sys.executable, "-m", "agenthive.cli", "run", "ledger_agent:agent"],
                 cwd=HERE, env=environment, stdout=log, stderr=log,
             )  # fmt: skip
+
+    def _stalls_of(self, pod: str) -> Path:
+        return self.folder / f"{pod}.stalls"
+
+    def stalls(self, pod: str) -> list[tuple[float, float]]:
+        """When the pod's process, if it is ``beating``, had no turn: begin and end, by the machine's clock."""
+        path = self._stalls_of(pod)
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [(float(began), float(ended)) for began, ended in map(str.split, lines)]
 
     def kill(self, pod: str) -> None:
         """SIGKILL: no goodbye."""

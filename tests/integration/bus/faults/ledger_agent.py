@@ -20,6 +20,26 @@ def _write(event: str, message: AgentMessage, ctx: Context) -> None:
     os.write(_ledger, line.encode())
 
 
+@agent.on_start
+def beat() -> None:
+    """Note, if that is wanted, when the machine gave this process no turn."""
+    if "LEDGER_STALLS" in os.environ:
+        _beating.append(asyncio.create_task(_beat(os.environ["LEDGER_STALLS"])))
+
+
+_beating: list[asyncio.Task[None]] = []
+
+
+async def _beat(path: str) -> None:
+    stalls = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    while True:
+        began = time.time()
+        await asyncio.sleep(0.002)
+        ended = time.time()
+        if ended - began > 0.005:
+            os.write(stalls, f"{began} {ended}\n".encode())
+
+
 @agent.on("count")
 async def count(message: AgentMessage, ctx: Context) -> dict[str, Any]:
     """Waits ``seconds`` as one that asks a server would; fails as often as ``failures`` says."""
