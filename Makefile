@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DIR    ?= .agenthive
 # Test files run side by side, most of them waiting for processes: more workers than two cores would suggest.
-WORKERS ?= 3
+WORKERS ?= 4
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up down test e2e-cluster lint format crds rbac manifest schema docs bench soak clean \
