@@ -143,7 +143,7 @@ async def test_queue_figures_reach_the_status(cluster: Cluster, redis_url: str, 
 
     async def told() -> bool:
         agent, hive = await cluster.need("Agent", "greeter"), await cluster.need("AgentHive", "demo")
-        return bool(agent["status"].get("backlog") == 3 and hive["status"].get("backlog") == 3)
+        return [obj.get("status", {}).get("backlog") for obj in (agent, hive)] == [3, 3]
 
     await cluster.until("backlog 3 in both statuses", told, seconds=45)
     status = (await cluster.need("Agent", "greeter"))["status"]
