@@ -298,7 +298,11 @@ async def test_without_a_store_the_agent_runs_and_says_what_is_missing(hive: Any
     assert await hive.ask("worker") == "ok"
 
 
-async def test_with_a_store_state_survives(hive: Any, postgres_url: str) -> None:
+# Tests with a store name its database before the hive, so that it goes after it: a store whose database is gone closes
+# only when its patience ends.
+
+
+async def test_with_a_store_state_survives(postgres_url: str, hive: Any) -> None:
     agent = Agent("worker")
 
     @agent.on("x")
@@ -318,7 +322,7 @@ async def test_with_a_store_state_survives(hive: Any, postgres_url: str) -> None
     assert await hive.ask("worker") == 4
 
 
-async def test_failures_reach_the_message_log(hive: Any, postgres_url: str) -> None:
+async def test_failures_reach_the_message_log(postgres_url: str, hive: Any) -> None:
     agent = Agent("worker")
     agent.on("good")(lambda message: None)
 
@@ -339,7 +343,7 @@ async def test_failures_reach_the_message_log(hive: Any, postgres_url: str) -> N
     assert row.error.startswith("ValueError: wrong")
 
 
-async def test_what_redis_gives_up_reaches_the_message_log(hive: Any, postgres_url: str, redis_url: str) -> None:
+async def test_what_redis_gives_up_reaches_the_message_log(postgres_url: str, redis_url: str, hive: Any) -> None:
     agent = Agent("worker")
     agent.on("x")(lambda message: None)
     late = await hive.send("worker", body={"n": 1}, ttl=0.001)
