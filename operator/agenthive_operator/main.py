@@ -133,7 +133,6 @@ def wire(
         # rbac: core/services,secrets,configmaps,pods list,watch
         # rbac: policy/poddisruptionbudgets list,watch
         # rbac: networking.k8s.io/networkpolicies list,watch
-        # rbac cluster: core/namespaces list,watch
         # rbac cluster: apiextensions.k8s.io/customresourcedefinitions list,watch
         @kopf.on.event(*_selector(resource), id=f"watch-{resource.plural}", registry=registry)
         async def _watch(event: Mapping[str, Any], kind: str = resource.kind, **_: Any) -> None:

@@ -4,7 +4,7 @@ A comment names API group (``core`` for the one without a name), resources and v
 
 - ``# rbac: apps/deployments get,patch``: in each namespace that the operator watches,
 - ``# rbac own: coordination.k8s.io/leases get``: in the operator's own namespace,
-- ``# rbac cluster: core/namespaces list``: only where it watches the whole cluster.
+- ``# rbac cluster: apiextensions.k8s.io/customresourcedefinitions list``: only where it watches the whole cluster.
 
 ``python -m`` this module prints charts/agenthive/files/rbac.yaml, from which Roles and ClusterRoles are made.
 """

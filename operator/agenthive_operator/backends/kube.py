@@ -97,8 +97,7 @@ CLAIM: Final = Resource("PersistentVolumeClaim", "persistentvolumeclaims")
 DISRUPTION_BUDGET: Final = Resource("PodDisruptionBudget", "poddisruptionbudgets", "policy")
 # rbac own: coordination.k8s.io/leases get,create,patch,watch
 LEASE: Final = Resource("Lease", "leases", "coordination.k8s.io")
-# What kopf reads to find out which kinds and namespaces exist, where the whole cluster is watched.
-# rbac cluster: core/namespaces list,watch
+# What kopf reads to find out which kinds exist, where the whole cluster is watched.
 # rbac cluster: apiextensions.k8s.io/customresourcedefinitions list,watch
 
 CUSTOM: Final = (AGENT_HIVE, AGENT)

@@ -89,8 +89,12 @@ async def test_its_log_tells_machines_what_was_looked_at(
         await cluster.create("ConfigMap", "code", data={"greeter.py": ""})
         await cluster.agent("worker", "demo", codeFrom={"configMapRef": {"name": "code"}})
         await cluster.exists("Deployment", "worker")
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    applied = [line for line in lines if line["message"].startswith("applied Deployment")]
+
+        async def told() -> list[dict[str, Any]]:
+            lines = [json.loads(line) for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            return [line for line in lines if line["message"].startswith("applied Deployment")]
+
+        applied = await cluster.until("the log tells it, too", told)
     assert {(line["namespace"], line["agent"]) for line in applied} == {(cluster.namespace, "worker")}
     assert all(len(line["reconcile"]) == 8 for line in applied)
     password = urlsplit(postgres_url).password
