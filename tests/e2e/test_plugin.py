@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from functools import partial
+from typing import Any
 
 import pytest
 from tests.e2e.plane import BIN, CommandError, Plane, agent, hive
@@ -37,14 +39,14 @@ def echo(module_plane: Plane) -> Plane:
     return module_plane
 
 
-def plugin(plane: Plane, *arguments: str, stdin: str | None = None) -> str:
+def plugin(plane: Plane, *arguments: str, stdin: str | None = None, code: int = 0) -> str:
     """By way of kubectl, which finds the plugin on PATH."""
     env = {**os.environ, **plane.env, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     result = subprocess.run(
         [BIN / "kubectl", "hive", *arguments, "-n", plane.namespace], env=env, input=stdin, text=True,
         capture_output=True, check=False, timeout=60,
     )  # fmt: skip
-    if result.returncode:
+    if result.returncode != code:
         raise CommandError(f"exit {result.returncode}\n{result.stdout}{result.stderr}")
     return result.stdout
 
@@ -111,3 +113,54 @@ def test_what_is_not_there_is_said(echo: Plane) -> None:
         plugin(echo, "send", "echo", "echo", "{")
     with pytest.raises(CommandError, match="hive/NAME or agent/NAME"):
         plugin(echo, "why", "pod/x")
+
+
+def templates(plane: Plane) -> dict[str, Any]:
+    """The pod templates of all Deployments and StatefulSets by name."""
+    found = plane.get("deployments,statefulsets")["items"]
+    return {obj["metadata"]["name"]: obj["spec"]["template"] for obj in found}
+
+
+def changed(plane: Plane, before: dict[str, Any]) -> set[str]:
+    """Those whose template is another than before."""
+    return {name for name, template in templates(plane).items() if template != before[name]}
+
+
+def has_changed(plane: Plane, before: dict[str, Any], names: set[str]) -> bool:
+    return changed(plane, before) >= names
+
+
+def test_plan_foretells_which_pods_roll(echo: Plane) -> None:
+    """Each plan is compared with what the operator then does."""
+    echo.apply(*agent("other", code=CODE))
+    echo.wait("condition=Ready", "agent/other")
+    code, one = agent("echo", code=CODE)
+    both = {"echo", "other"}
+    steps: list[tuple[list[dict[str, Any]], set[str], set[str]]] = [
+        # applied, what rolls of the agents, what restarts of the stores
+        ([*agent("echo", code=CODE, replicas=2)], set(), set()),
+        ([{**code, "data": {"code.py": f"{CODE}# another\n"}}, one], {"echo"}, set()),
+        ([hive(messaging={"maxRetries": 7}, credentials={"rotateDays": 9})], both, set()),
+        ([hive(redis={"managed": {"ephemeral": True, "annotations": {"a": "b"}}})], both, {"hive-redis"}),
+    ]
+    for objects, agents, stores in steps:
+        file = "\n---\n".join(map(json.dumps, objects))
+        before = templates(echo)
+        told = json.loads(plugin(echo, "plan", "-f", "-", "-o", "json", stdin=file, code=2))
+        assert templates(echo) == before
+        assert {entry["agent"] for entry in told["agents"] if entry["rolls"] == "yes"} == agents
+        assert {f"hive-{store['store']}" for store in told["stores"] if store["effect"] == "restarts"} == stores
+        echo.kubectl("apply", "-f", "-", stdin=file)
+        foretold = agents | stores
+        echo.until(partial(has_changed, echo, before, foretold), f"{foretold} roll")
+        assert changed(echo, before) == foretold
+    assert "Nothing would change" in plugin(echo, "plan", "-f", "-", stdin=file)
+    assert "new" in plugin(echo, "plan", "-f", "-", "--server-side", stdin=json.dumps(hive("third")), code=2)
+
+
+def test_plan_says_what_the_api_server_would_refuse(echo: Plane) -> None:
+    file = json.dumps(agent("echo", entrypoint="nonsense")[0])
+    with pytest.raises(CommandError, match=r'exit 1[\s\S]*write entrypoint as "module:attribute"'):
+        plugin(echo, "plan", "-f", "-", stdin=file, code=2)
+    with pytest.raises(CommandError, match=r"exit 1[\s\S]*Give -f FILE"):
+        plugin(echo, "plan", code=2)
