@@ -25,11 +25,11 @@ from agenthive_operator.backends.kube import (
 )
 from agenthive_operator.plan.names import HIVE_LABEL, server_name
 from agenthive_operator.plan.references import code_reference
+from agenthive_operator.plan.servers import claim_size
 from agenthive_operator.plugin.foresight import Foreseen, Seen, foresee
 from agenthive_operator.plugin.manifests import Change, Files, changes_of
 from agenthive_operator.plugin.planned import print_plan
 from agenthive_operator.plugin.session import Asked, Session, options, session_of
-from agenthive_operator.reconcile.hive import claim_size
 
 EXIT_CHANGES = 2
 _LOOKED_AT = frozenset({"AgentHive", "Agent", "ConfigMap", "Secret"})
