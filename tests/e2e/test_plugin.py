@@ -52,10 +52,10 @@ def plugin(plane: Plane, *arguments: str, stdin: str | None = None, code: int = 
 
 
 def test_status_is_one_screen(echo: Plane) -> None:
-    shown = plugin(echo, "status")
+    shown = plugin(echo, "status", "--no-rates")
     for word in ("RedisReady", "Reachable", "postgres", "echo", "1/1"):
         assert word in shown
-    document = json.loads(plugin(echo, "status", "hive", "-o", "json"))
+    document = json.loads(plugin(echo, "status", "hive", "--no-rates", "-o", "json"))
     assert [found["agent"] for found in document["agents"]] == ["echo"]
 
 
@@ -94,9 +94,11 @@ def test_dead_letters_are_listed_shown_redriven_and_purged(echo: Plane) -> None:
 
 
 @in_pods
-def test_top_shows_the_queues(echo: Plane) -> None:
+def test_top_shows_the_queues_and_status_their_rates(echo: Plane) -> None:
+    (agent,) = json.loads(plugin(echo, "status", "-o", "json"))["agents"]
+    assert set(agent["rates"]) == {"in", "out", "given_up"}
     (row,) = json.loads(plugin(echo, "top", "--once", "-o", "json"))
-    assert (row["agent"], row["in_flight"]) == ("echo", 0)
+    assert (row["agent"], row["in_flight"], row["rates"]["in"]) == ("echo", 0, 0.0)
     assert "BACKLOG" in plugin(echo, "top", "hive", "--once")
 
 
