@@ -11,10 +11,6 @@ from typing import Any
 import pytest
 from tests.e2e.plane import BIN, CommandError, Plane, agent, hive
 
-in_pods = pytest.mark.skipif(
-    "KUBEBUILDER_ASSETS" in os.environ, reason="local mode offers no exec beside a real API server"
-)
-
 CODE = """
 from agenthive import Agent, Reject
 
@@ -66,13 +62,11 @@ def test_why_of_what_is_fine_and_of_code_that_cannot_be_imported(echo: Plane) ->
     for name in ("broken", "hive/hive"):
         with pytest.raises(CommandError, match=r"exit 1[\s\S]*no_such_module[\s\S]*kubectl logs --previous"):
             plugin(echo, "why", name)
-    if "KUBEBUILDER_ASSETS" not in os.environ:
-        with pytest.raises(CommandError, match="no pod of agent broken is ready"):
-            plugin(echo, "dlq", "list", "broken")
+    with pytest.raises(CommandError, match="no pod of agent broken is ready"):
+        plugin(echo, "dlq", "list", "broken")
     echo.kubectl("delete", "agent/broken")
 
 
-@in_pods
 def test_ask_and_send_with_bodies_from_arguments_and_standard_input(echo: Plane) -> None:
     assert json.loads(plugin(echo, "ask", "echo", "echo", '{"n": 1}')) == {"n": 1}
     assert json.loads(plugin(echo, "ask", "echo", "echo", "-", stdin='{"n": "it\'s"}')) == {"n": "it's"}
@@ -80,7 +74,6 @@ def test_ask_and_send_with_bodies_from_arguments_and_standard_input(echo: Plane)
     assert (sent["message_id"], sent["status"]) == ("one", "delivered")
 
 
-@in_pods
 def test_dead_letters_are_listed_shown_redriven_and_purged(echo: Plane) -> None:
     with pytest.raises(CommandError, match="exit 1"):
         plugin(echo, "send", "echo", "refuse", "{}", "--wait")
@@ -93,7 +86,6 @@ def test_dead_letters_are_listed_shown_redriven_and_purged(echo: Plane) -> None:
     assert "1 purged" in plugin(echo, "dlq", "purge", "echo", "--all", "--yes")
 
 
-@in_pods
 def test_top_shows_the_queues_and_status_their_rates(echo: Plane) -> None:
     (agent,) = json.loads(plugin(echo, "status", "-o", "json"))["agents"]
     assert set(agent["rates"]) == {"in", "out", "given_up"}
