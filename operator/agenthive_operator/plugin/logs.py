@@ -33,7 +33,7 @@ class Age(click.ParamType[int]):
         return max(1, int(found[1]) * _SECONDS[found[2]])
 
 
-@click.command()
+@click.command(short_help="Print the logs of all pods of an agent.")
 @click.argument("agent")
 @click.option("-f", "--follow", is_flag=True, help="Go on, with pods that come later as well.")
 @click.option("--since", type=Age(), metavar="AGE", help="Only what is newer: 90s, 10m, 2h.")
@@ -71,7 +71,7 @@ async def _logs(asked: Asked, agent: str, query: Mapping[str, str], *, follow: b
                     break
                 await asyncio.sleep(LOOK_SECONDS)
             if not readers:
-                raise click.ClickException(f"agent {agent} has no pod; kubectl hive why {agent} says why")
+                raise click.ClickException(f"no pod, no log: {session.podless(agent)}")
             failed = not all(await asyncio.gather(*readers))
         finally:
             for reader in readers:

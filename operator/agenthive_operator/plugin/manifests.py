@@ -153,11 +153,11 @@ def _identity(obj: Mapping[str, Any]) -> tuple[str, str, str, str]:
 
 def _refused(text: str) -> str:
     """What kubectl said of files that cannot be applied as they are."""
-    lines = [line for line in text.strip().splitlines() if not line.startswith(_ANNOUNCED)]
+    lines = dict.fromkeys(line for line in text.strip().splitlines() if not line.startswith(_ANNOUNCED))
     said = "\n  ".join(line.removeprefix("error: ") for line in lines) or "kubectl gave no reason"
     hint = ""
     if "namespaces " in text and "not found" in text:
-        hint = "\nA namespace that the same files make is not there yet: apply it first."
+        hint = "\nIf the same files make that namespace: apply it first."
     return f"this cannot be applied as it is:\n  {said}{hint}"
 
 

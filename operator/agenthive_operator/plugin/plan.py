@@ -63,7 +63,7 @@ def _understood() -> Iterator[None]:
         raise NotUnderstoodError(error.format_message(), error.ctx) from error
 
 
-@click.command(cls=PlanCommand)
+@click.command(cls=PlanCommand, short_help="Say what applying a file would change, and which pods roll.")
 @click.option("-f", "--filename", multiple=True, metavar="FILE", help="A file, a folder of files, or - ; repeatable.")
 @click.option("-k", "--kustomize", metavar="FOLDER", help="A folder with a kustomization.yaml, instead of -f.")
 @click.option("-R", "--recursive", is_flag=True, help="Folders below those of -f as well.")
@@ -85,6 +85,7 @@ def plan(
         raise click.UsageError("give -f or -k, not both")
     if force_conflicts and not server_side:
         raise click.UsageError("--force-conflicts goes with --server-side")
+    run_async(_reach(asked))
     changes = changes_of(asked, Files(filename, kustomize, recursive, server_side, force_conflicts))
     try:
         found = run_async(_foresee(asked, changes))
@@ -114,6 +115,19 @@ def change_document(change: Change) -> dict[str, Any]:
         "change": change.what,
         "fields": change.text,
     }
+
+
+async def _reach(asked: Asked) -> None:
+    """Ask the cluster something, for kubectl says of one that cannot be reached that files are invalid.
+
+    Raises ``click.ClickException``.
+    """
+    async with session_of(asked) as session:
+        try:
+            await session.kube.list(AGENT_HIVE, session.namespace)
+        except ApiError as error:
+            if error.status not in {403, 404}:
+                raise
 
 
 async def _foresee(asked: Asked, changes: Sequence[Change]) -> Foreseen:

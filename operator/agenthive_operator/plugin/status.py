@@ -18,11 +18,12 @@ from agenthive_operator.plan.names import AGENT_LABEL
 from agenthive_operator.plugin.session import Asked, Session, is_ready, options, session_of, stdout_is_terminal
 
 Queues = Mapping[str, Mapping[str, Any]]
+NO_AGENTS: Final = "it has no agents: an Agent names it in spec.hiveRef"
 #: Pods that are asked at the same time.
 AT_ONCE: Final = 16
 
 
-@click.command()
+@click.command(short_help="Show a hive on one screen.")
 @click.argument("hive", required=False)
 @click.option("--rates/--no-rates", default=True, help="Look into the queues, twice within a second.  [default: rates]")
 @options
@@ -35,7 +36,7 @@ def status(asked: Asked, hive: str | None, rates: bool) -> None:
     run_async(_status(asked, hive, rates=rates))
 
 
-@click.command()
+@click.command(short_help="Show the queues as they are now, live.")
 @click.argument("hive", required=False)
 @click.option("--once", is_flag=True, help="Print the figures and end.")
 @click.option("--interval", type=click.FloatRange(min=0.5), default=2.0, show_default=True, help="Seconds.")
@@ -124,7 +125,7 @@ async def _status(asked: Asked, name: str | None, *, rates: bool) -> None:
             )
             for agent in document["agents"]
         ],
-        empty="it has no agents",
+        empty=NO_AGENTS,
     )
 
 
@@ -217,7 +218,7 @@ async def _top(asked: Asked, name: str | None, *, once: bool, interval: float) -
                 elif live is not None:
                     live.update(_table(hive, found), refresh=True)
                 else:
-                    print_table(_COLUMNS, [_cells(row) for row in found], empty="it has no agents")
+                    print_table(_COLUMNS, [_cells(row) for row in found], empty=NO_AGENTS)
                 if once:
                     return
                 before, then = queues, now

@@ -186,7 +186,7 @@ def test_a_namespace_that_is_not_there_yet_is_explained(monkeypatch: pytest.Monk
         manifests, "_kubectl", lambda *_, **__: subprocess.CompletedProcess([], returncode=1, stdout="", stderr=said)
     )
     with pytest.raises(
-        click.ClickException, match=r'cannot be applied[\s\S]*"new" not found\nA namespace that'
+        click.ClickException, match=r'cannot be applied[\s\S]*"new" not found\nIf the same files make'
     ) as told:
         changes_of(Asked(), Files(("a",)))
     assert "old" not in told.value.message
