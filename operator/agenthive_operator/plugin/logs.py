@@ -12,7 +12,7 @@ from agenthive.cli.options import run_async
 from agenthive.cli.output import print_json
 from agenthive_operator.api.podtemplate import AGENT_CONTAINER
 from agenthive_operator.backends.kube import POD, ApiError
-from agenthive_operator.plugin.session import Asked, Session, options, session_of
+from agenthive_operator.plugin.session import Asked, Session, failure, options, session_of
 
 COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright_green", "bright_magenta")
 #: How often new pods are looked for while following, seconds.
@@ -92,6 +92,6 @@ async def _read(session: Session, pod: str, query: Mapping[str, str], colour: st
             else:
                 click.echo(f"{prefix} {text}")
     except ApiError as error:
-        click.echo(f"{prefix} {error.message}", err=True)
+        click.echo(f"{prefix} {failure(error)}", err=True)
         return False
     return True

@@ -6,6 +6,7 @@ kubectl itself reads the files and merges them with what is there (``--dry-run=s
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,8 @@ from agenthive_operator.plugin.session import Asked
 
 Object = dict[str, Any]
 _ANNOUNCED = "Warning: "
+# What kubectl puts before the reason for which a patch was refused: the patch, and the object once more.
+_PATCH = re.compile(r'error when applying patch:\n.*?\nfor: "[^"]*": (?:error when patching "[^"]*": )?', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,7 @@ def changes_of(asked: Asked, files: Files) -> list[Change]:
     """
     ran = _kubectl(asked, ["apply", "--dry-run=server", "--output=json", *files.words], namespace=asked.namespace)
     if ran.returncode:
-        raise click.ClickException(_refused(ran.stderr))
+        raise click.ClickException(refused(ran.stderr))
     for line in ran.stderr.splitlines():
         click.echo(line.removeprefix(_ANNOUNCED), err=True)
     after = _items(ran.stdout)
@@ -151,9 +154,10 @@ def _identity(obj: Mapping[str, Any]) -> tuple[str, str, str, str]:
     return group, str(obj["kind"]), str(obj["metadata"].get("namespace", "")), str(obj["metadata"]["name"])
 
 
-def _refused(text: str) -> str:
+def refused(text: str) -> str:
     """What kubectl said of files that cannot be applied as they are."""
-    lines = dict.fromkeys(line for line in text.strip().splitlines() if not line.startswith(_ANNOUNCED))
+    short = _PATCH.sub("", text.strip())
+    lines = dict.fromkeys(line for line in short.splitlines() if not line.startswith(_ANNOUNCED))
     said = "\n  ".join(line.removeprefix("error: ") for line in lines) or "kubectl gave no reason"
     hint = ""
     if "namespaces " in text and "not found" in text:

@@ -73,7 +73,8 @@ def sentences(document: Document, several: bool) -> list[str]:
     found = ["\n".join(_store(store, several) for store in document["stores"])] if document["stores"] else []
     for hive in document["hives"]:
         found += _hive(hive, several)
-    return found + [f"Note: {note}." for note in document["notes"]]
+    notes = "\n".join(f"Note: {note}." for note in document["notes"])
+    return [*found, notes] if notes else found
 
 
 def _store(store: Document, several: bool) -> str:

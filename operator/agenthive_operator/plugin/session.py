@@ -258,7 +258,8 @@ def failure(error: ApiError) -> str:
         return f"the API server cannot be reached ({error.message}); see kubectl cluster-info"
     if error.status == 401:
         return "the API server does not know you: log in again, or see what user the kubeconfig names"
-    return f"you may not: {error.message}" if error.status == 403 else error.message
+    message = re.sub(r"^[A-Z]+ /\S+: ", "", error.message)  # the request itself tells a person nothing
+    return f"you may not: {message}" if error.status == 403 else message
 
 
 def _name_kubeconfig(file: str | None) -> None:

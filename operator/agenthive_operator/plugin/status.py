@@ -13,9 +13,17 @@ import orjson
 from agenthive.cli.options import run_async
 from agenthive.cli.output import ago, print_json, print_table, size
 from agenthive.cli.queues import RATE_COLUMNS, rate_cells, rates_of
-from agenthive_operator.backends.kube import Object
+from agenthive_operator.backends.kube import ApiError, Object
 from agenthive_operator.plan.names import AGENT_LABEL
-from agenthive_operator.plugin.session import Asked, Session, is_ready, options, session_of, stdout_is_terminal
+from agenthive_operator.plugin.session import (
+    Asked,
+    Session,
+    failure,
+    is_ready,
+    options,
+    session_of,
+    stdout_is_terminal,
+)
 
 Queues = Mapping[str, Mapping[str, Any]]
 NO_AGENTS: Final = "it has no agents: an Agent names it in spec.hiveRef"
@@ -86,11 +94,7 @@ async def _status(asked: Asked, name: str | None, *, rates: bool) -> None:
         agents = await session.agents_of(hive["metadata"]["name"])
         document = hive_document(hive, agents)
         if rates and agents:
-            try:
-                queues = await _figures(session, hive["metadata"]["name"], agents, rates=True)
-            except click.ClickException as error:
-                click.echo(f"no rates: {error.format_message()} (--no-rates asks for none)", err=True)
-                queues = {}
+            queues = await _looked(session, hive["metadata"]["name"], agents)
             for agent in document["agents"]:
                 agent["rates"] = queues.get(agent["agent"], {}).get("rates")
     if asked.json:
@@ -131,6 +135,18 @@ async def _status(asked: Asked, name: str | None, *, rates: bool) -> None:
 
 def _rates(row: Mapping[str, Any]) -> tuple[str | None, ...]:
     return rate_cells(row["rates"]) if row.get("rates") else (None,) * len(RATE_COLUMNS)
+
+
+async def _looked(session: Session, hive: str, agents: Sequence[Object]) -> Queues:
+    """The queues with their rates; none where that cannot be asked, which is said: the rest is there all the same."""
+    try:
+        return await _figures(session, hive, agents, rates=True)
+    except click.ClickException as error:
+        why = error.format_message()
+    except ApiError as error:
+        why = failure(error)
+    click.echo(f"no rates: {why} (--no-rates asks for none)", err=True)
+    return {}
 
 
 async def _figures(session: Session, hive: str, agents: Sequence[Object], *, rates: bool) -> Queues:

@@ -14,7 +14,7 @@ from tests.unit.plan.test_preview import EXTERNAL, a_hive, an_agent
 from agenthive_operator.plan.preview import Side, template_of
 from agenthive_operator.plugin import manifests
 from agenthive_operator.plugin.foresight import UNSEEN_SECRETS, Foreseen, Seen, foresee
-from agenthive_operator.plugin.manifests import Change, Files, changes_of
+from agenthive_operator.plugin.manifests import Change, Files, changes_of, refused
 from agenthive_operator.plugin.plan import change_document, plan
 from agenthive_operator.plugin.planned import duration, print_plan, sentences
 from agenthive_operator.plugin.session import Asked
@@ -190,6 +190,18 @@ def test_a_namespace_that_is_not_there_yet_is_explained(monkeypatch: pytest.Monk
     ) as told:
         changes_of(Asked(), Files(("a",)))
     assert "old" not in told.value.message
+
+
+def test_of_a_patch_that_is_refused_only_the_reason_is_told() -> None:
+    said = (
+        'Error from server (Forbidden): error when applying patch:\n{"spec":{"replicas":3}}\nto:\nResource: "agents"\n'
+        'Name: "hello"\nfor: "a.yaml": error when patching "a.yaml": agents "hello" is forbidden\n'
+        'The AgentHive "x" is invalid: spec.redis: Invalid value\n'
+    )
+    assert refused(said) == (
+        'this cannot be applied as it is:\n  Error from server (Forbidden): agents "hello" is forbidden\n'
+        '  The AgentHive "x" is invalid: spec.redis: Invalid value'
+    )
 
 
 def test_without_kubectl_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ def test_no_kubeconfig_at_all(
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (ApiError(403, "Forbidden", "pods is forbidden"), "you may not: pods is forbidden"),
+        (ApiError(403, "Forbidden", "GET /api/v1/pods: pods is forbidden"), "you may not: pods is forbidden"),
         (ApiError(401, "Unauthorized", "Unauthorized"), "does not know you"),
         (ApiError(500, "InternalError", "etcd is away"), "etcd is away"),
     ],
