@@ -329,9 +329,9 @@ def running_emulator(folder: Path, *flags: str) -> Iterator[KubeApi]:
 @contextlib.contextmanager
 def running_kube_apiserver(folder: Path, assets: Path) -> Iterator[KubeApi]:
     """etcd and kube-apiserver, as envtest starts them; a token that may do everything, and the operator's."""
-    from agenthive_operator.local.apiserver import ensure_tls, write_kubeconfig
+    from agenthive_operator.local.apiserver import ensure_client, ensure_tls, write_kubeconfig
 
-    tls = ensure_tls(folder)
+    tls, (shown, shown_key) = ensure_tls(folder), ensure_client(folder)
     token, etcd, peer, port = secrets.token_hex(16), free_port(), free_port(), free_port()
     operator = secrets.token_hex(16)
     (folder / "tokens.csv").write_text(f"{token},admin,admin,system:masters\n{operator},{OPERATOR},{OPERATOR}\n")
@@ -358,6 +358,7 @@ def running_kube_apiserver(folder: Path, assets: Path) -> Iterator[KubeApi]:
                         f"--service-account-signing-key-file={tls.key}",
                         "--service-account-issuer=https://kubernetes.default.svc", f"--cert-dir={folder}",
                         f"--token-auth-file={folder / 'tokens.csv'}", "--authorization-mode=RBAC",
+                        f"--kubelet-client-certificate={shown}", f"--kubelet-client-key={shown_key}",
                         "--service-cluster-ip-range=10.96.0.0/16", "--disable-admission-plugins=ServiceAccount",
                         "--allow-privileged=true", "--endpoint-reconciler-type=none",
                         f"--audit-policy-file={folder / 'audit.yaml'}", f"--audit-log-path={rights.audit_file()}",

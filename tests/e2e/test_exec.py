@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from tests.e2e.plane import CommandError, Plane
 
-pytestmark = [
-    pytest.mark.needs("processes"),
-    pytest.mark.skipif("KUBEBUILDER_ASSETS" in os.environ, reason="exec is not offered beside a real API server"),
-]
+pytestmark = pytest.mark.needs("processes")
 
 POD = {
     "apiVersion": "v1",

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from functools import partial
+from typing import Any
 
 import pytest
 from tests.e2e.plane import BIN, CommandError, Plane, agent, hive
-
-in_pods = pytest.mark.skipif(
-    "KUBEBUILDER_ASSETS" in os.environ, reason="local mode offers no exec beside a real API server"
-)
 
 CODE = """
 from agenthive import Agent, Reject
@@ -37,23 +35,23 @@ def echo(module_plane: Plane) -> Plane:
     return module_plane
 
 
-def plugin(plane: Plane, *arguments: str, stdin: str | None = None) -> str:
+def plugin(plane: Plane, *arguments: str, stdin: str | None = None, code: int = 0) -> str:
     """By way of kubectl, which finds the plugin on PATH."""
     env = {**os.environ, **plane.env, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     result = subprocess.run(
         [BIN / "kubectl", "hive", *arguments, "-n", plane.namespace], env=env, input=stdin, text=True,
         capture_output=True, check=False, timeout=60,
     )  # fmt: skip
-    if result.returncode:
+    if result.returncode != code:
         raise CommandError(f"exit {result.returncode}\n{result.stdout}{result.stderr}")
     return result.stdout
 
 
 def test_status_is_one_screen(echo: Plane) -> None:
-    shown = plugin(echo, "status")
+    shown = plugin(echo, "status", "--no-rates")
     for word in ("RedisReady", "Reachable", "postgres", "echo", "1/1"):
         assert word in shown
-    document = json.loads(plugin(echo, "status", "hive", "-o", "json"))
+    document = json.loads(plugin(echo, "status", "hive", "--no-rates", "-o", "json"))
     assert [found["agent"] for found in document["agents"]] == ["echo"]
 
 
@@ -64,13 +62,11 @@ def test_why_of_what_is_fine_and_of_code_that_cannot_be_imported(echo: Plane) ->
     for name in ("broken", "hive/hive"):
         with pytest.raises(CommandError, match=r"exit 1[\s\S]*no_such_module[\s\S]*kubectl logs --previous"):
             plugin(echo, "why", name)
-    if "KUBEBUILDER_ASSETS" not in os.environ:
-        with pytest.raises(CommandError, match="no pod of agent broken is ready"):
-            plugin(echo, "dlq", "list", "broken")
+    with pytest.raises(CommandError, match="no pod of agent broken is ready"):
+        plugin(echo, "dlq", "list", "broken")
     echo.kubectl("delete", "agent/broken")
 
 
-@in_pods
 def test_ask_and_send_with_bodies_from_arguments_and_standard_input(echo: Plane) -> None:
     assert json.loads(plugin(echo, "ask", "echo", "echo", '{"n": 1}')) == {"n": 1}
     assert json.loads(plugin(echo, "ask", "echo", "echo", "-", stdin='{"n": "it\'s"}')) == {"n": "it's"}
@@ -78,7 +74,6 @@ def test_ask_and_send_with_bodies_from_arguments_and_standard_input(echo: Plane)
     assert (sent["message_id"], sent["status"]) == ("one", "delivered")
 
 
-@in_pods
 def test_dead_letters_are_listed_shown_redriven_and_purged(echo: Plane) -> None:
     with pytest.raises(CommandError, match="exit 1"):
         plugin(echo, "send", "echo", "refuse", "{}", "--wait")
@@ -91,10 +86,11 @@ def test_dead_letters_are_listed_shown_redriven_and_purged(echo: Plane) -> None:
     assert "1 purged" in plugin(echo, "dlq", "purge", "echo", "--all", "--yes")
 
 
-@in_pods
-def test_top_shows_the_queues(echo: Plane) -> None:
+def test_top_shows_the_queues_and_status_their_rates(echo: Plane) -> None:
+    (agent,) = json.loads(plugin(echo, "status", "-o", "json"))["agents"]
+    assert set(agent["rates"]) == {"in", "out", "given_up"}
     (row,) = json.loads(plugin(echo, "top", "--once", "-o", "json"))
-    assert (row["agent"], row["in_flight"]) == ("echo", 0)
+    assert (row["agent"], row["in_flight"], row["rates"]["in"]) == ("echo", 0, 0.0)
     assert "BACKLOG" in plugin(echo, "top", "hive", "--once")
 
 
@@ -111,3 +107,52 @@ def test_what_is_not_there_is_said(echo: Plane) -> None:
         plugin(echo, "send", "echo", "echo", "{")
     with pytest.raises(CommandError, match="hive/NAME or agent/NAME"):
         plugin(echo, "why", "pod/x")
+
+
+def templates(plane: Plane) -> dict[str, Any]:
+    """The pod templates of all Deployments and StatefulSets by name."""
+    found = plane.get("deployments,statefulsets")["items"]
+    return {obj["metadata"]["name"]: obj["spec"]["template"] for obj in found}
+
+
+def changed(plane: Plane, before: dict[str, Any]) -> set[str]:
+    """Those whose template is another than before."""
+    return {name for name, template in templates(plane).items() if template != before[name]}
+
+
+def has_changed(plane: Plane, before: dict[str, Any], names: set[str]) -> bool:
+    return changed(plane, before) >= names
+
+
+def test_plan_foretells_which_pods_roll(echo: Plane) -> None:
+    """Each plan is compared with what the operator then does."""
+    echo.apply(*agent("other", code=CODE))
+    echo.wait("condition=Ready", "agent/other")
+    code, _ = agent("other", code=f"{CODE}# another\n")
+    redis = {"managed": {"ephemeral": True, "annotations": {"a": "b"}}}
+    steps: list[tuple[list[dict[str, Any]], set[str], set[str]]] = [
+        # applied, what rolls of the agents, what restarts of the stores
+        ([*agent("echo", code=CODE, replicas=2), code], {"other"}, set()),
+        ([hive(messaging={"maxRetries": 7}, redis=redis)], {"echo", "other"}, {"hive-redis"}),
+    ]
+    for objects, agents, stores in steps:
+        file = "\n---\n".join(map(json.dumps, objects))
+        before = templates(echo)
+        told = json.loads(plugin(echo, "plan", "-f", "-", "-o", "json", stdin=file, code=2))
+        assert templates(echo) == before
+        assert {entry["agent"] for entry in told["agents"] if entry["rolls"] == "yes"} == agents
+        assert {f"hive-{store['store']}" for store in told["stores"] if store["effect"] == "restarts"} == stores
+        echo.kubectl("apply", "-f", "-", stdin=file)
+        foretold = agents | stores
+        echo.until(partial(has_changed, echo, before, foretold), f"{foretold} roll")
+        assert changed(echo, before) == foretold
+    assert "Nothing would change" in plugin(echo, "plan", "-f", "-", stdin=file)
+    assert "new" in plugin(echo, "plan", "-f", "-", "--server-side", stdin=json.dumps(hive("third")), code=2)
+
+
+def test_plan_says_what_the_api_server_would_refuse(echo: Plane) -> None:
+    file = json.dumps(agent("echo", entrypoint="nonsense")[0])
+    with pytest.raises(CommandError, match=r'exit 1[\s\S]*write entrypoint as "module:attribute"'):
+        plugin(echo, "plan", "-f", "-", stdin=file, code=2)
+    with pytest.raises(CommandError, match=r"exit 1[\s\S]*Give -f FILE"):
+        plugin(echo, "plan", code=2)

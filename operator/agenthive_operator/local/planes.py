@@ -79,7 +79,7 @@ class Plane:
         assets = os.environ.get(ASSETS_VARIABLE)
         self.port = kept_port(folder.root / "port", port)
         self.name = "kube-apiserver" if assets else "the built-in API emulator"
-        # The emulator asks kubelets by plain HTTP and shows its own token; the real one wants TLS and has none to show.
+        # The emulator asks kubelets by plain HTTP and shows its own token; the real one by TLS, with a certificate.
         self.kubelet_tls: ssl.SSLContext | None = None
         self.kubelet_token = None if assets else kept_token(folder.root / "token")
         # That of last time may lead elsewhere; it is written again as soon as the server answers.
@@ -140,11 +140,12 @@ class Plane:
                     f"{ASSETS_VARIABLE} is {assets}, where no {program} is: unset it, or name a folder with both"
                 )
         # Here alone: the package brings the whole emulator along.
-        from agenthive_operator.local.apiserver import ensure_tls, write_kubeconfig  # noqa: PLC0415
+        from agenthive_operator.local.apiserver import ensure_client, ensure_tls, write_kubeconfig  # noqa: PLC0415
 
         root = self._folder.root
         tls, token = ensure_tls(root), kept_token(root / "token")
-        self.kubelet_tls = tls.server_context()
+        shown, shown_key = ensure_client(root)
+        self.kubelet_tls = tls.kubelet_context(shown)
         write_kubeconfig(self._folder.kubeconfig, self.url, tls.ca.read_bytes(), token)
         client, peer = free_port(), free_port()
         tokens = root / "tokens.csv"
@@ -160,6 +161,7 @@ class Plane:
             "--bind-address=127.0.0.1", f"--tls-cert-file={tls.certificate}", f"--tls-private-key-file={tls.key}",
             f"--service-account-key-file={tls.key}", f"--service-account-signing-key-file={tls.key}",
             "--service-account-issuer=https://kubernetes.default.svc", f"--cert-dir={root / 'kube-apiserver'}",
+            f"--kubelet-client-certificate={shown}", f"--kubelet-client-key={shown_key}",
             f"--token-auth-file={tokens}", "--authorization-mode=RBAC", "--service-cluster-ip-range=10.96.0.0/16",
             # No controller makes service accounts here; the endpoints of `kubernetes` lead nowhere a pod needs.
             "--disable-admission-plugins=ServiceAccount", "--endpoint-reconciler-type=none", "--allow-privileged=true",

@@ -186,6 +186,14 @@ def _claim_template(
     }
 
 
+def claim_size(stateful_set: Mapping[str, Any] | None) -> str | None:
+    """The size in the claim template of a StatefulSet, if it has one."""
+    for template in ((stateful_set or {}).get("spec") or {}).get("volumeClaimTemplates") or ():
+        size = template["spec"]["resources"]["requests"].get("storage")
+        return str(size) if size else None
+    return None
+
+
 def grown_claim(
     hive: AgentHive, component: Component, spec: ManagedServer, observed: ObservedServer
 ) -> dict[str, Any] | None:

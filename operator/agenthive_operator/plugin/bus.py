@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import click
 import orjson
@@ -21,6 +21,14 @@ from agenthive.cli.messages import send as runtime_send
 from agenthive.cli.options import run_async
 from agenthive_operator.plugin.session import Asked, options, session_of
 
+SHORT: Final = {
+    "ask": "Send a message and print the answer.",
+    "send": "Send a message and print its id.",
+    "list": "List them, and why each died.",
+    "show": "Show one whole.",
+    "redrive": "Put them back into the queue.",
+    "purge": "Throw them away, for good.",
+}
 # Which hive is known from the Agent, and how to answer from our own options.
 _OURS = frozenset({"hive", "namespace", "output"})
 
@@ -46,7 +54,9 @@ def in_pod(command: click.Command, path: Sequence[str], *, any_agent: bool) -> c
 
     own: list[click.Parameter] = verb.__click_params__  # type: ignore[attr-defined]
     kept = [parameter for parameter in command.params if parameter.name not in _OURS]
-    return click.Command(path[-1], callback=verb, params=[*kept, *reversed(own)], help=command.help)
+    return click.Command(
+        path[-1], callback=verb, params=[*kept, *reversed(own)], help=command.help, short_help=SHORT[path[-1]]
+    )
 
 
 def arguments(command: click.Command, values: Mapping[str, Any], given: set[str]) -> tuple[list[str], bytes | None]:
@@ -87,7 +97,7 @@ ask = in_pod(runtime_ask, ("ask",), any_agent=True)
 
 @click.group()
 def dlq() -> None:
-    """Dead letters: messages that were given up."""
+    """Dead letters: messages of an agent that were given up."""
 
 
 for _name, _command in runtime_dlq.commands.items():

@@ -6,6 +6,7 @@ import click
 
 from agenthive_operator.plugin.bus import ask, dlq, send
 from agenthive_operator.plugin.logs import logs
+from agenthive_operator.plugin.plan import plan
 from agenthive_operator.plugin.session import Asked, options
 from agenthive_operator.plugin.status import status, top
 from agenthive_operator.plugin.why import why
@@ -19,5 +20,5 @@ def hive(ctx: click.Context, asked: Asked) -> None:
     ctx.obj = asked
 
 
-for command in (ask, dlq, logs, send, status, top, why):
+for command in (ask, dlq, logs, plan, send, status, top, why):
     hive.add_command(command)

@@ -12,7 +12,7 @@ from agenthive.cli.options import run_async
 from agenthive.cli.output import print_json
 from agenthive_operator.api.podtemplate import AGENT_CONTAINER
 from agenthive_operator.backends.kube import POD, ApiError
-from agenthive_operator.plugin.session import Asked, Session, options, session_of
+from agenthive_operator.plugin.session import Asked, Session, failure, options, session_of
 
 COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright_green", "bright_magenta")
 #: How often new pods are looked for while following, seconds.
@@ -33,7 +33,7 @@ class Age(click.ParamType[int]):
         return max(1, int(found[1]) * _SECONDS[found[2]])
 
 
-@click.command()
+@click.command(short_help="Print the logs of all pods of an agent.")
 @click.argument("agent")
 @click.option("-f", "--follow", is_flag=True, help="Go on, with pods that come later as well.")
 @click.option("--since", type=Age(), metavar="AGE", help="Only what is newer: 90s, 10m, 2h.")
@@ -71,7 +71,7 @@ async def _logs(asked: Asked, agent: str, query: Mapping[str, str], *, follow: b
                     break
                 await asyncio.sleep(LOOK_SECONDS)
             if not readers:
-                raise click.ClickException(f"agent {agent} has no pod; kubectl hive why {agent} says why")
+                raise click.ClickException(f"no pod, no log: {session.podless(agent)}")
             failed = not all(await asyncio.gather(*readers))
         finally:
             for reader in readers:
@@ -92,6 +92,6 @@ async def _read(session: Session, pod: str, query: Mapping[str, str], colour: st
             else:
                 click.echo(f"{prefix} {text}")
     except ApiError as error:
-        click.echo(f"{prefix} {error.message}", err=True)
+        click.echo(f"{prefix} {failure(error)}", err=True)
         return False
     return True

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -14,10 +15,11 @@ from typing import Any, Final, TypeVar
 import aiohttp
 import click
 import orjson
+import yaml
 from kubernetes.aio import config
 
 from agenthive_operator.api.podtemplate import AGENT_CONTAINER
-from agenthive_operator.backends.configuration import load_configuration
+from agenthive_operator.backends.configuration import kubeconfig_path, load_configuration
 from agenthive_operator.backends.kube import AGENT, AGENT_HIVE, POD, ApiError, Kube, Object
 from agenthive_operator.plan.names import AGENT_LABEL, HIVE_LABEL
 
@@ -78,7 +80,7 @@ class Session:
         found = await self.kube.get(AGENT, self.namespace, name)
         if found is None:
             raise click.ClickException(
-                f"there is no Agent {name!r} in namespace {self.namespace!r}; see kubectl get agents"
+                f"there is no Agent {name!r} in namespace {self.namespace!r}; see kubectl get agents -A"
             )
         return found
 
@@ -121,13 +123,23 @@ class Session:
         Raises:
             click.ClickException: none is ready.
         """
-        for pods in (await self.pods_of(hive, agent), await self.pods_of(hive) if any_agent else []):
+        own = await self.pods_of(hive, agent)
+        for pods in (own, await self.pods_of(hive) if any_agent else []):
             for pod in pods:
                 if is_ready(pod):
                     return str(pod["metadata"]["name"])
+        whose = f"hive {hive}" if any_agent else f"agent {agent}"
         raise click.ClickException(
-            f"no pod of {'hive ' + hive if any_agent else 'agent ' + agent} is ready, and what asks the bus runs in "
-            f"one; kubectl hive why {agent} -n {self.namespace} says what is wrong"
+            f"no pod of {whose} is ready, and what asks the bus runs in one; "
+            + (f"kubectl hive why {agent} -n {self.namespace} says what is wrong" if own else self.podless(agent))
+        )
+
+    def podless(self, agent: str) -> str:
+        """What a person reads of an Agent that has no pod at all."""
+        return (
+            f"agent {agent} has none: where it is scaled to zero, kubectl scale agent/{agent} --replicas=1 "
+            f"-n {self.namespace}; where its hive is suspended, end that; else ask kubectl hive why {agent} "
+            f"-n {self.namespace}"
         )
 
     async def run(self, pod: str, command: Sequence[str], stdin: bytes | None = None, *, quiet: bool = False) -> Ran:
@@ -171,10 +183,15 @@ async def _collect(socket: aiohttp.ClientWebSocketResponse, *, quiet: bool) -> R
         if channel in texts and data:
             texts[channel] += data
             if not quiet:
-                click.echo(data, nl=False, err=channel == STDERR)
+                click.echo(data if channel == STDOUT else said_here(data), nl=False, err=channel == STDERR)
     raise click.ClickException(
         "the connection to the pod ended before the command did: it may or may not have been done"
     )
+
+
+def said_here(text: bytes) -> bytes:
+    """What the runtime's command says of how it was called, as if it had been called here."""
+    return re.sub(rb"(?m)^(Usage: |Try ')?agenthive(?=[ :])", rb"\1kubectl hive", text)
 
 
 def exit_code(status: Mapping[str, Any]) -> int:
@@ -220,17 +237,29 @@ async def session_of(asked: Asked) -> AsyncIterator[Session]:
         click.ClickException: there is none, or it refuses.
     """
     _name_kubeconfig(asked.kubeconfig)
+    where = _kubeconfig(asked.context)
     try:
         kube = Kube(await load_configuration(asked.context), user_agent=USER_AGENT)
         namespace = asked.namespace or _namespace(asked.context)
     except config.ConfigException as error:
-        raise click.ClickException(f"no cluster to ask: {error}. Set KUBECONFIG or give --kubeconfig") from error
+        raise click.ClickException(f"no cluster to ask: {where} does not say where one is ({error})") from error
+    except (TypeError, KeyError) as error:  # the package takes any YAML for a kubeconfig
+        raise click.ClickException(f"no cluster to ask: {where} is no kubeconfig") from error
     async with kube:
         try:
             yield Session(kube, namespace)
         except ApiError as error:
-            what = "you may not: " if error.status == 403 else ""
-            raise click.ClickException(f"{what}{error.message if error.status else error}") from error
+            raise click.ClickException(failure(error)) from error
+
+
+def failure(error: ApiError) -> str:
+    """What a person reads of a request that failed."""
+    if error.status == 0:
+        return f"the API server cannot be reached ({error.message}); see kubectl cluster-info"
+    if error.status == 401:
+        return "the API server does not know you: log in again, or see what user the kubeconfig names"
+    message = re.sub(r"^[A-Z]+ /\S+: ", "", error.message)  # the request itself tells a person nothing
+    return f"you may not: {message}" if error.status == 403 else message
 
 
 def _name_kubeconfig(file: str | None) -> None:
@@ -242,11 +271,40 @@ def _name_kubeconfig(file: str | None) -> None:
     os.environ["KUBECONFIG"] = file
 
 
+def _kubeconfig(context: str | None) -> str:
+    """The kubeconfig that counts, as people call it.
+
+    Raises:
+        click.ClickException: there is none, or none with that context.
+    """
+    if not (named := kubeconfig_path()):
+        if "KUBERNETES_SERVICE_HOST" in os.environ:
+            return "the service account of this pod"
+        raise click.ClickException("no cluster to ask: set KUBECONFIG, give --kubeconfig, or have a ~/.kube/config")
+    files = [file for file in named.split(os.pathsep) if Path(file).exists()]
+    if not files:
+        raise click.ClickException(f"no cluster to ask: KUBECONFIG is {named}, and there is no such file")
+    where = os.pathsep.join(files)
+    if context is not None and context not in (known := _contexts(files)):
+        raise click.ClickException(f"there is no context {context} in {where}; there are: {', '.join(known) or 'none'}")
+    return where
+
+
+def _contexts(files: Sequence[str]) -> list[str]:
+    """The names of all contexts; of a file that is no kubeconfig none, about which loading it says more."""
+    found = []
+    for file in files:
+        with suppress(OSError, yaml.YAMLError):
+            document = yaml.safe_load(Path(file).read_text())
+            contexts = document.get("contexts") if isinstance(document, dict) else None
+            found += [str(entry["name"]) for entry in contexts or () if isinstance(entry, dict) and "name" in entry]
+    return found
+
+
 def _namespace(context: str | None) -> str:
-    named = os.environ.get("KUBECONFIG", "").strip() or str(Path("~/.kube/config").expanduser())
-    load: Any = config  # the package carries no annotations
-    if not Path(named.split(os.pathsep)[0]).is_file():
+    if not (named := kubeconfig_path()):
         return "default"  # in a pod
+    load: Any = config  # the package carries no annotations
     contexts, active = load.list_kube_config_contexts(config_file=named)
     chosen = next((found for found in contexts if found["name"] == context), active)
     return str(chosen["context"].get("namespace") or "default")

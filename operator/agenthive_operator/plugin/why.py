@@ -61,7 +61,7 @@ def explain(facts: Facts) -> tuple[bool, str]:
             "lasts for more than a minute, check that it runs."
         )
     good, text = _hive(facts, found) if kind == "AgentHive" else _agent(facts, found)
-    return good and not stale, text + stale
+    return good and not stale, (_ended(text) + stale if stale else text)
 
 
 def _hive(facts: Facts, found: Mapping[str, Mapping[str, Any]]) -> tuple[bool, str]:
@@ -76,11 +76,13 @@ def _hive(facts: Facts, found: Mapping[str, Mapping[str, Any]]) -> tuple[bool, s
         return False, f"Hive {name} is not ready because of {kind}: {_sentence('AgentHive', condition)}{_events(facts)}"
     bad = [(agent, text) for agent in facts.agents for good, text in [explain(agent)] if not good]
     if bad:
+        bad.sort(key=lambda found: _is_ready(found[0]))  # those that do not work first
         others = ""
         if len(bad) > 1:
             names = ", ".join(agent.subject["metadata"]["name"] for agent, _ in bad[1:])
-            others = f" So are not: {names}; ask kubectl hive why about each."
-        return False, f"The stores of hive {name} are ready, and an agent is not. {bad[0][1]}{others}"
+            others = f" Something is wrong with {names}, too; ask kubectl hive why about each."
+        agents = "its agents work" if _is_ready(bad[0][0]) else "an agent is not"
+        return False, f"The stores of hive {name} are ready, and {agents}. {_ended(bad[0][1])}{others}"
     if ready.get("status") != "True":
         return False, f"Hive {name} is not ready: {_sentence('AgentHive', ready)}{_events(facts)}"
     advice = [
@@ -88,7 +90,25 @@ def _hive(facts: Facts, found: Mapping[str, Mapping[str, Any]]) -> tuple[bool, s
         for kind, condition in found.items()
         if kind != "Ready" and _todo("AgentHive", kind, condition["reason"])
     ]
-    return not advice, f"Hive {name} is fine: its stores and its {len(facts.agents)} agents are ready.{''.join(advice)}"
+    return not advice, f"Hive {name} is fine: {_all_ready(len(facts.agents))}.{''.join(advice)}"
+
+
+def _ended(sentence: str) -> str:
+    return sentence if sentence.endswith((".", "!", "?", ")")) else f"{sentence}."
+
+
+def _is_ready(agent: Facts) -> bool:
+    return conditions(agent.subject).get("Ready", {}).get("status") == "True"
+
+
+def _were(count: int) -> str:
+    return "was" if count == 1 else "were"
+
+
+def _all_ready(agents: int) -> str:
+    if not agents:
+        return "its stores are ready, and no Agent names it yet in spec.hiveRef"
+    return "its stores and its agent are ready" if agents == 1 else f"its stores and its {agents} agents are ready"
 
 
 def _agent(facts: Facts, found: Mapping[str, Mapping[str, Any]]) -> tuple[bool, str]:
@@ -103,8 +123,8 @@ def _agent(facts: Facts, found: Mapping[str, Mapping[str, Any]]) -> tuple[bool, 
         text = f"Agent {name} is fine: {_sentence('Agent', ready)}"
         if letters:
             return False, (
-                f"Agent {name} is ready, but {letters} of its messages were given up. kubectl hive dlq list {name} "
-                f"shows why; once that is mended, kubectl hive dlq redrive {name} --all sends them again."
+                f"Agent {name} is ready, but {letters} of its messages {_were(letters)} given up. kubectl hive dlq "
+                f"list {name} shows why; once that is mended, kubectl hive dlq redrive {name} --all sends them again."
             )
         return True, text
     text = f"Agent {name} is not ready: {_sentence('Agent', ready)}"
@@ -133,7 +153,7 @@ def _sentence(kind: str, condition: Mapping[str, Any]) -> str:
     message = str(condition.get("message") or "").strip()
     parts = [known.meaning if known is not None else f"{condition.get('reason')}."]
     if message:
-        parts.append(message if message.endswith((".", "!", "?")) else f"{message}.")
+        parts.append(_ended(message))
     if known is not None and known.todo:
         parts.append(f"What to do: {known.todo}")
     return " ".join(parts)
@@ -166,7 +186,7 @@ def chosen(name: str) -> tuple[str | None, str]:
     raise click.UsageError(f"{kind} is no kind of AgentHive's: write hive/NAME or agent/NAME")
 
 
-@click.command()
+@click.command(short_help="Say what is wrong, and what to do.")
 @click.argument("name", metavar="[KIND/]NAME")
 @options
 def why(asked: Asked, name: str) -> None:
@@ -198,7 +218,9 @@ async def gather(session: Session, kind: str | None, name: str) -> Facts:
     hive = await session.kube.get(AGENT_HIVE, session.namespace, name) if kind != "Agent" else None
     if hive is None:
         what = {"Agent": "Agent", "AgentHive": "AgentHive", None: "Agent or AgentHive"}[kind]
-        raise click.ClickException(f"there is no {what} {name!r} in namespace {session.namespace!r}")
+        raise click.ClickException(
+            f"there is no {what} {name!r} in namespace {session.namespace!r}; see kubectl get hives,agents -A"
+        )
     agents = [await _of_agent(session, found) for found in await session.agents_of(name)]
     return Facts(hive, hive, events=await _warnings(session, {("AgentHive", name)}), agents=agents)
 

@@ -32,6 +32,7 @@ from agenthive_operator.plan.network import blame, closed_servers, plan_network
 from agenthive_operator.plan.references import hive_references
 from agenthive_operator.plan.replicas import replicas_of
 from agenthive_operator.plan.rotation import token
+from agenthive_operator.plan.servers import claim_size
 from agenthive_operator.reconcile.cache import Key
 from agenthive_operator.reconcile.children import is_labelled
 from agenthive_operator.reconcile.conditions import (
@@ -353,14 +354,6 @@ def known_instance_id(secret: Object | None, hive: str) -> str | None:
 def is_of(secret: Object, hive: str) -> bool:
     """Whether this operator made the Secret for a hive of this name."""
     return is_labelled(secret) and secret["metadata"]["labels"].get(HIVE_LABEL) == hive
-
-
-def claim_size(stateful_set: Object | None) -> str | None:
-    """The size in the claim template of a StatefulSet, if it has one."""
-    for template in ((stateful_set or {}).get("spec") or {}).get("volumeClaimTemplates") or ():
-        size = template["spec"]["resources"]["requests"].get("storage")
-        return str(size) if size else None
-    return None
 
 
 def is_annotated(stateful_set: Object | None) -> bool:

@@ -23,7 +23,8 @@ CONNECTION: Final = (
 OWN: Final = (
     "blpop decrby del exists fcall get hdel hexists hget hgetall hincrby hlen hmget hscan hset hsetnx incrby lindex"
     " llen lpop lrem pexpire rpush sadd set smembers srem unlink xack xadd xclaim xdel xgroup|create xgroup|delconsumer"
-    " xinfo|groups xlen xpending xrange xreadgroup xrevrange xtrim zadd zcard zpopmin zrange zrangebyscore zrem zscore"
+    " xinfo|groups xinfo|stream xlen xpending xrange xreadgroup xrevrange xtrim zadd zcard zpopmin zrange zrangebyscore"
+    " zrem zscore"
 )
 """On every key of the agent itself."""
 

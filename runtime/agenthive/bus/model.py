@@ -139,6 +139,12 @@ class QueueStats:
     """Those of the backlog that wait behind another message of their ordering key."""
     halted: int = 0
     """Ordering keys that a message with ``on_fail: halt``, given up, has halted."""
+    arrived: int | None = None
+    """Messages that became ready to be claimed, since ever; a retry does not count again. None: not to be known."""
+    finished: int | None = None
+    """Those of them that are not in the queue any more: delivered, given up or cancelled."""
+    given_up: int | None = None
+    """Dead letters, since ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +328,8 @@ def parse_status(
 def parse_stats(agent: str, figures: list[int]) -> QueueStats:
     """What the function ``stats`` returned."""
     by_priority = {priority: figures[priority - 1] for priority in MessagePriority}
-    in_flight, delayed, dead, oldest, dropped, unheard, size, blocked, halted = figures[4:]
+    in_flight, delayed, dead, oldest, dropped, unheard, size, blocked, halted = figures[4:13]
+    arrived, finished, given_up = (figure if figure >= 0 else None for figure in figures[13:])
     return QueueStats(
         agent,
         sum(by_priority.values()),
@@ -336,6 +343,9 @@ def parse_stats(agent: str, figures: list[int]) -> QueueStats:
         size,
         blocked,
         halted,
+        arrived,
+        finished,
+        given_up,
     )
 
 

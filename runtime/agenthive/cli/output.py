@@ -40,9 +40,13 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, empty:
         )
     for row in rows:
         table.add_row(*("-" if cell is None else str(cell) for cell in row))
-    if not console.is_terminal:
-        console.width = 10_000
-    console.print(table)
+    if console.is_terminal:
+        console.print(table)
+        return
+    console.width = 10_000
+    with console.capture() as captured:
+        console.print(table)
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def ago(moment: datetime | None, now: datetime | None = None) -> str | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -14,14 +16,22 @@ from agenthive.cli.stores import tell_audit
 if TYPE_CHECKING:
     from agenthive.bus import MessageStatus, QueueStats
 
+Rates = dict[str, float | None]
+RATE_COLUMNS: Final = ("IN/S#", "OUT/S#", "GIVEN UP/S#")
+#: How far apart the two looks are that make a rate.
+LOOK_SECONDS: Final = 1.0
+
 
 @click.command()
 @click.argument("agent", required=False)
 @click.argument("message_id", required=False)
+@click.option("--rates", is_flag=True, help="Look twice, a second apart: messages per second in, out and given up.")
 @connection_options
-def status(chosen: Chosen, agent: str | None, message_id: str | None) -> None:
+def status(chosen: Chosen, agent: str | None, message_id: str | None, rates: bool) -> None:
     """Show the queues of the hive's agents, of one AGENT, or what became of one message."""
-    run_async(_message(chosen, agent, message_id) if agent and message_id else _queues(chosen, agent))
+    if rates and message_id:
+        raise click.UsageError("--rates are those of queues: leave out the message")
+    run_async(_message(chosen, agent, message_id) if agent and message_id else _queues(chosen, agent, rates=rates))
 
 
 @click.command()
@@ -47,30 +57,44 @@ def cancel(chosen: Chosen, agent: str, message_id: str, reason: str) -> None:
     run_async(_cancel(chosen, agent, message_id, reason))
 
 
-async def _queues(chosen: Chosen, agent: str | None) -> None:
+async def _queues(chosen: Chosen, agent: str | None, *, rates: bool) -> None:
     settings = await settings_of(chosen)
     async with bus_of(settings) as bus:
-        queues = await bus.queues([agent] if agent else sorted(await bus.agents()))
+        names = [agent] if agent else sorted(await bus.agents())
+        clock = asyncio.get_running_loop().time
+        before, then = (await bus.queues(names) if rates else {}), clock()
+        if rates:
+            await asyncio.sleep(LOOK_SECONDS)
+        queues, now = await bus.queues(names), clock()
+    documents = [queue_document(name, queue) for name, queue in queues.items()]
+    if rates:
+        for document in documents:
+            former = queue_document(document["agent"], before[document["agent"]])
+            document["rates"] = rates_of(former, document, now - then)
     if chosen.json:
-        print_json([queue_document(name, queue) for name, queue in queues.items()])
+        print_json(documents)
         return
     print_table(
-        ("AGENT", "BACKLOG#", "IN FLIGHT#", "DELAYED#", "DEAD LETTERS#", "OLDEST#", "SIZE#", "HALTED#"),
+        (
+            "AGENT", "BACKLOG#", "IN FLIGHT#", "DELAYED#", "DEAD LETTERS#", "OLDEST#", "SIZE#", "HALTED#",
+            *(RATE_COLUMNS if rates else ()),
+        ),
         [
             (
-                name,
-                queue.backlog,
-                queue.in_flight,
-                queue.delayed,
-                queue.dead_letters,
-                ago(queue.oldest),
-                size(queue.bytes),
-                queue.halted,
+                document["agent"],
+                document["backlog"],
+                document["in_flight"],
+                document["delayed"],
+                document["dead_letters"],
+                ago(document["oldest"]),
+                size(document["bytes"]),
+                document["halted_keys"],
+                *(rate_cells(document["rates"]) if rates else ()),
             )
-            for name, queue in queues.items()
+            for document in documents
         ],
         empty=f"no agent has run in hive {settings.hive} yet",
-    )
+    )  # fmt: skip
     for name, queue in queues.items():
         if queue.dead_letters_dropped:
             click.echo(f"{name}: {queue.dead_letters_dropped} dead letters were dropped, there were too many", err=True)
@@ -93,7 +117,31 @@ def queue_document(agent: str, queue: QueueStats) -> dict[str, Any]:
         "bytes": queue.bytes,
         "blocked": queue.blocked,
         "halted_keys": queue.halted,
+        "arrived": queue.arrived,
+        "finished": queue.finished,
+        "given_up": queue.given_up,
     }
+
+
+def rates_of(before: Mapping[str, Any], after: Mapping[str, Any], seconds: float) -> Rates:
+    """Messages per second between two looks at a queue, as documents; None of what either does not know. Pure.
+
+    ``in``: became ready to be claimed; ``out``: finished, whatever way; ``given_up``: became dead letters.
+    """
+    found: Rates = {}
+    for name, counter in (("in", "arrived"), ("out", "finished"), ("given_up", "given_up")):
+        old, new = before.get(counter), after.get(counter)
+        # Fewer than before: it is another server, or an emptied one.
+        if old is None or new is None or new < old or seconds <= 0:
+            found[name] = None
+        else:
+            found[name] = round((new - old) / seconds, 1)
+    return found
+
+
+def rate_cells(rates: Rates) -> tuple[str | None, ...]:
+    """The cells below ``RATE_COLUMNS``."""
+    return tuple(None if rate is None else f"{rate:g}" for rate in rates.values())
 
 
 async def _message(chosen: Chosen, agent: str, message_id: str) -> None:

@@ -129,7 +129,8 @@ def test_send_without_wait_does_not_need_the_agent(cli: Cli) -> None:
 
 
 @pytest.mark.usefixtures("worker")
-def test_status_and_dead_letters_of_the_hive(cli: Cli) -> None:
+def test_status_and_dead_letters_of_the_hive(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agenthive.cli.queues.LOOK_SECONDS", 0.01)
     assert cli("dlq", "list", "worker") == (0, "", "worker has no dead letters\n")
     cli("send", "worker", "bad", "--id", "doomed", "--wait")
     code, out, _ = cli("status")
@@ -137,6 +138,12 @@ def test_status_and_dead_letters_of_the_hive(cli: Cli) -> None:
     assert code == 0
     assert heading.split("  ")[0] == "AGENT"
     assert row.split() == ["worker", "0", "0", "0", "1", "-", "0B", "0"]
+    (queue,) = json.loads(cli("status", "worker", "--rates", "-o", "json")[1])
+    assert (queue["arrived"], queue["finished"], queue["given_up"]) == (1, 1, 1)
+    assert queue["rates"] == {"in": 0.0, "out": 0.0, "given_up": 0.0}
+    heading, row = cli("status", "worker", "--rates")[1].splitlines()
+    assert heading.split()[-3:] + row.split()[-3:] == ["OUT/S", "GIVEN", "UP/S", "0", "0", "0"]
+    assert cli("status", "worker", "doomed", "--rates")[0] == 2
     code, out, _ = cli("dlq", "list", "worker")
     assert "doomed" in out
     assert "no [bold]way[/bold]" in out

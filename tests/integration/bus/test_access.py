@@ -265,6 +265,21 @@ async def send_at_last(bus: Bus, message: Any) -> None:
             return
 
 
+async def test_figures_that_rules_of_an_earlier_version_do_not_show_are_unknown(
+    users: Users, scope: HiveScope, make: Any
+) -> None:
+    url = await users.url("worker")
+    rules = [rule.replace("+xinfo|stream", "-xinfo|stream") for rule in user_rules(scope, "worker")]
+    await users.admin.execute_command("ACL", "SETUSER", user_name(scope, "worker"), "clearselectors", *rules)
+    bus = await Bus.connect(url, scope)
+    try:
+        await bus.send(make(1))
+        stats = await bus.queue("worker")
+        assert (stats.backlog, stats.arrived, stats.finished, stats.given_up) == (1, None, None, None)
+    finally:
+        await bus.aclose()
+
+
 async def test_who_may_not_load_the_functions_uses_those_that_are_there(
     users: Users, own_valkey: ValkeyServer, scope: HiveScope, make: Any, until: Any
 ) -> None:

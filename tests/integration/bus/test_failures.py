@@ -28,6 +28,10 @@ async def test_a_failed_message_is_tried_again_and_then_given_up(connect, consum
     assert (letter.message, letter.reason, letter.error, letter.attempts) == (message, "failed", "broke at 3", 3)
     stats = await bus.queue("worker")
     assert (stats.backlog, stats.in_flight, stats.delayed, stats.dead_letters) == (0, 0, 0, 1)
+    assert (stats.arrived, stats.finished, stats.given_up) == (1, 1, 1), "tries do not count"
+    await bus.send(make(2))
+    stats = await bus.queue("worker")
+    assert (stats.arrived, stats.finished, stats.given_up) == (2, 1, 1)
 
 
 async def test_the_messages_own_number_of_retries_counts(bus, consume, make) -> None:

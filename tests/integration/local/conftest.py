@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from agenthive_operator.local.apiserver import ensure_tls
+from agenthive_operator.local.apiserver import ensure_client, ensure_tls
 from agenthive_operator.local.client import ApiClient, Connection
 from agenthive_operator.local.controllers.manager import Controllers
 from agenthive_operator.local.informer import Informers
@@ -101,7 +101,7 @@ async def node(api_server, kube_namespace, reachable_folder, monkeypatch) -> Asy
             addresses=Addresses(folder / "addresses.json", folder),
             records=Records(folder / "processes"),
             token=None if api_server.real else api_server.token,
-            tls=ensure_tls(folder).server_context() if api_server.real else None,
+            tls=ensure_tls(folder).kubelet_context(ensure_client(api_server.ca.parent)[0]) if api_server.real else None,
         )
         await kubelet.start()
         try:

@@ -87,14 +87,17 @@ def test_a_status_in_words() -> None:
 
 
 def test_figures() -> None:
-    stats = parse_stats("a", [1, 2, 3, 4, 5, 6, 7, 1767225600000, 8, 9, 10, 11, 12])
+    stats = parse_stats("a", [1, 2, 3, 4, 5, 6, 7, 1767225600000, 8, 9, 10, 11, 12, 15, 14, 13])
     assert (stats.dead_letters_dropped, stats.replies_dropped, stats.bytes) == (8, 9, 10)
     assert (stats.blocked, stats.halted) == (11, 12)
+    assert (stats.arrived, stats.finished, stats.given_up) == (15, 14, 13)
+    unknown = parse_stats("a", [0, 0, 0, 0, 0, 0, 0, -1, 0, 0, 0, 0, 0, -1, -1, -1])
+    assert (unknown.arrived, unknown.finished, unknown.given_up) == (None, None, None)
     assert stats.backlog == 10
     assert stats.backlog_by_priority[MessagePriority.CRITICAL] == 4
     assert (stats.in_flight, stats.delayed, stats.dead_letters) == (5, 6, 7)
     assert stats.oldest == datetime(2026, 1, 1, tzinfo=UTC)
-    assert parse_stats("a", [0, 0, 0, 0, 0, 0, 0, -1, 0, 0, 0, 0, 0]).oldest is None
+    assert parse_stats("a", [0, 0, 0, 0, 0, 0, 0, -1, 0, 0, 0, 0, 0, -1, -1, 0]).oldest is None
 
 
 def test_dead_letters_keep_what_is_no_message() -> None:

@@ -123,13 +123,30 @@ def test_a_hive_tells_of_its_agents() -> None:
     good, text = explain(Facts(hive, hive, agents=[Facts(agent("CodeMissing"), hive), Facts(other, hive)]))
     assert not good
     assert "The stores of hive h are ready, and an agent is not. Agent a is not ready: The ConfigMap" in text
-    assert "So are not: b" in text
+    assert "Something is wrong with b, too" in text
+
+
+def test_an_agent_that_does_not_work_comes_before_one_that_gave_messages_up() -> None:
+    hive = thing("AgentHive", "h", ("Ready", "False", "AgentsNotReady", ""), *STORES)
+    letters, broken = agent("AllPodsReady", status="True", deadLetters=1), agent("CodeMissing")
+    broken["metadata"]["name"] = "b"
+    _, text = explain(Facts(hive, hive, agents=[Facts(letters, hive), Facts(broken, hive)]))
+    assert "an agent is not. Agent b is not ready" in text
+    assert "Something is wrong with a, too" in text
+    _, text = explain(Facts(hive, hive, agents=[Facts(letters, hive)]))
+    assert "and its agents work. Agent a is ready, but 1 of its messages was given up." in text
+
+
+def test_a_hive_without_agents_is_fine() -> None:
+    good, text = explain(Facts(FINE, FINE))
+    assert good
+    assert "no Agent names it yet" in text
 
 
 def test_what_is_fine_is_said_in_short() -> None:
     good, text = explain(Facts(FINE, FINE, agents=[Facts(agent("AllPodsReady", status="True"), FINE)]))
     assert good
-    assert text == "Hive h is fine: its stores and its 1 agents are ready."
+    assert text == "Hive h is fine: its stores and its agent are ready."
     assert explain(Facts(agent("AllPodsReady", status="True"), FINE))[0]
 
 

@@ -36,6 +36,13 @@ class Tls:
         context.load_cert_chain(self.certificate, self.key)
         return context
 
+    def kubelet_context(self, client: Path) -> ssl.SSLContext:
+        """For a kubelet whom only the holder of the certificate ``client`` may ask."""
+        context = self.server_context()
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(client)
+        return context
+
     def client_context(self) -> ssl.SSLContext:
         """For clients in Python."""
         return ssl.create_default_context(cafile=str(self.ca))
@@ -78,12 +85,36 @@ def ensure_tls(folder: Path) -> Tls:
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
         .sign(ca_key, hashes.SHA256())
     )
-    _write(found.key, key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
-    ))  # fmt: skip
+    _write(found.key, _pem(key))
     _write(found.ca, ca.public_bytes(serialization.Encoding.PEM))
     _write(found.certificate, certificate.public_bytes(serialization.Encoding.PEM))
     return found
+
+
+def ensure_client(folder: Path) -> tuple[Path, Path]:
+    """The certificate and key that the API server shows to kubelets, made in ``folder`` when missing.
+
+    It is signed by itself: kubelets know it, and nobody else has to.
+    """
+    certificate, key = folder / "kubelet-client.crt", folder / "kubelet-client.key"
+    if certificate.exists() and key.exists():
+        return certificate, key
+    private = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "agenthive-local-kube-apiserver")])
+    signed = (
+        _builder(name, name, private.public_key())
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+        .sign(private, hashes.SHA256())
+    )
+    _write(key, _pem(private))
+    _write(certificate, signed.public_bytes(serialization.Encoding.PEM))
+    return certificate, key
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+    )
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:

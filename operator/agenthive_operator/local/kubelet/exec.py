@@ -49,10 +49,13 @@ async def serve_exec(request: web.Request, command: Command) -> web.WebSocketRes
         raise web.HTTPBadRequest(text="terminals are not offered in local mode: leave out -t")
     socket = web.WebSocketResponse(protocols=(PROTOCOL,), max_msg_size=0)
     if PROTOCOL not in request.headers.get("Sec-WebSocket-Protocol", ""):
-        raise web.HTTPBadRequest(text=f"exec speaks websockets with {PROTOCOL}; use kubectl 1.30 or newer")
+        raise web.HTTPBadRequest(
+            text=f"exec speaks websockets with {PROTOCOL}: that takes kubectl 1.30 and kube-apiserver 1.36, or newer"
+        )
     await socket.prepare(request)
     frames: asyncio.Queue[bytes | None] = asyncio.Queue()
-    wants_stdin = request.query.get("stdin") in {"true", "1"}
+    # A real API server calls it otherwise than its own clients do.
+    wants_stdin = bool({request.query.get("stdin"), request.query.get("input")} & {"true", "1"})
     read_end, write_end = os.pipe() if wants_stdin else (None, None)
     process: Process
 

@@ -64,6 +64,8 @@ def node_object(name: str, address: str, *, ready: bool = True) -> Obj:
             "conditions": [state],
             # As Hostname too: a real API server prefers that, and nobody resolves our name.
             "addresses": [{"type": kind, "address": address} for kind in ("InternalIP", "Hostname")],
+            # So that a real API server passes exec on as it comes: it would turn it into SPDY.
+            "declaredFeatures": ["ExtendWebSocketsToKubelet"],
             "daemonEndpoints": {"kubeletEndpoint": {"Port": NODE_PORT}},
             "nodeInfo": {
                 "machineID": "",
@@ -89,8 +91,8 @@ class Kubelet:
         places: its folders.
         addresses: of node and pods.
         records: where processes are written down.
-        token: bearer token that readers of logs must present.
-        tls: serve logs by HTTPS, as a real API server wants it.
+        token: bearer token that callers must present; None: a certificate, which ``tls`` asks for.
+        tls: serve logs and exec by HTTPS, as a real API server wants it.
         node: the node's name.
     """
 

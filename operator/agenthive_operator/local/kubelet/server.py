@@ -61,8 +61,7 @@ class PodServer:
         logs: the root of their logs.
         writers: the logs being written, by folder.
         find: the container of a pod, by name, if it was started.
-        token: what callers must present as bearer token; None: whoever reaches the port may read, and nobody may
-            run commands.
+        token: what callers must present as bearer token; None: who they are is seen from their certificate.
     """
 
     def __init__(
@@ -82,7 +81,13 @@ class PodServer:
         self._runner: web.AppRunner | None = None
 
     async def start(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
-        """Serve on a socket that listens already."""
+        """Serve on a socket that listens already.
+
+        Raises:
+            ValueError: nothing would tell who asks.
+        """
+        if self._token is None and (tls is None or tls.verify_mode is not ssl.CERT_REQUIRED):
+            raise ValueError("callers have to show a token or a certificate: anybody on this machine could ask")
         app = web.Application()
         app.router.add_get("/containerLogs/{namespace}/{pod}/{container}", self._container_logs)
         app.router.add_get("/exec/{namespace}/{pod}/{container}", self._exec)
@@ -113,9 +118,6 @@ class PodServer:
 
     async def _exec(self, request: web.Request) -> web.StreamResponse:
         self._authenticate(request)
-        if self._token is None:
-            # A real API server brings no token: anybody on this machine could act as this account.
-            raise web.HTTPForbidden(text="exec is not offered in local mode beside a real API server")
         pod, name = self._pod(request), request.match_info["container"]
         words = request.query.getall("command", [])
         if not words:

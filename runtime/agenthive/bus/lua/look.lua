@@ -1,14 +1,28 @@
 -- Looking at a queue, and fetching replies.
 
+-- How many entries a stream was ever given; -1 where this user may not ask.
+local function ever_added(stream)
+  local info = redis.pcall('XINFO', 'STREAM', stream)
+  if info.err then
+    return string.find(info.err, 'no such key', 1, true) and 0 or -1
+  end
+  return fields_of(info)['entries-added']
+end
+
 -- stats: returns { waiting in lane 1, 2, 3, 4, in flight, delayed, dead letters, when the oldest waiting was accepted,
 -- dead letters dropped, replies dropped, bytes of documents, those of the waiting that wait behind another one of their
--- ordering key, halted ordering keys }.
+-- ordering key, halted ordering keys, and since ever: messages that became ready to be claimed, those of them that are
+-- finished, and dead letters; -1 where a user of earlier rules may not know }.
 local function stats(keys)
   local P = prefix_of(keys)
+  local added, ready = 0, 0
   local result, flight, oldest, behind, total = {}, 0, nil, 0, redis.call('HLEN', P .. 'held')
   for lane = 1, 4 do
     local stream = P .. 'q:' .. lane
     local length = redis.call('XLEN', stream)
+    local ever = ever_added(stream)
+    added = (added < 0 or ever < 0) and -1 or added + ever
+    ready = ready + length
     total = total + length
     local again = redis.call('LLEN', P .. 'b:' .. lane) + redis.call('LLEN', P .. 's:' .. lane)
     local groups = redis.pcall('XINFO', 'GROUPS', stream)
@@ -53,6 +67,7 @@ local function stats(keys)
   result[9], result[10] = tonumber(dropped[1] or 0), tonumber(dropped[2] or 0)
   result[11] = total > 0 and tonumber(redis.call('GET', P .. 'bytes')) or 0
   result[12], result[13] = behind, redis.call('HLEN', P .. 'halted')
+  result[14], result[15], result[16] = added, added < 0 and -1 or added - ready, ever_added(P .. 'dead')
   return result
 end
 
