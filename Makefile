@@ -8,7 +8,7 @@ DIR    ?= .agenthive
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test e2e-cluster lint format crds rbac manifest schema docs bench soak clean \
+.PHONY: help demo up down test e2e-cluster lint format crds rbac manifest schema docs golden bench soak clean \
 	images images-test sbom kind-up kind-test kind-down
 
 help:  ## What can be made
@@ -64,6 +64,9 @@ docs: schema  ## Generate what docs/ has from the code: conditions, metrics and 
 	@$(BIN)/python -m agenthive_operator.reconcile.conditions > docs/conditions.md
 	@$(BIN)/python -m agenthive.telemetry > docs/metrics.md
 	@$(BIN)/python -m agenthive_operator.metrics > docs/operator-metrics.md
+
+golden: $(STAMP)  ## Write the golden files of plans and of the chart anew; HELM names the helm to use
+	@UPDATE_GOLDEN=1 $(BIN)/pytest -q tests/unit/plan/test_golden.py tests/chart/test_manifests.py -k golden
 
 bench: $(STAMP)  ## Measure; ONLY=bus limits it
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'  # the first with --group

@@ -6,12 +6,17 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 CHART = Path(__file__).parents[2] / "charts" / "agenthive"
+CASES = sorted(path.name.removesuffix("-values.yaml") for path in (CHART / "ci").glob("*-values.yaml"))
 Helm = Callable[..., subprocess.CompletedProcess[str]]
+Rendered = Callable[[str], list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="session")
@@ -28,5 +33,17 @@ def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
         done = subprocess.run([program, *map(str, args)], env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0 or not check, f"helm {args}: {done.stderr}"
         return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def rendered(helm: Helm) -> Rendered:
+    """All objects of one case of ci/, hooks and tests among them; rendered once, so leave them as they are."""
+
+    @cache
+    def run(case: str) -> list[dict[str, Any]]:
+        done = helm("template", "hives", CHART, "--namespace", "system", "-f", CHART / f"ci/{case}-values.yaml")
+        return [entry for entry in yaml.load_all(done.stdout, Loader=yaml.CSafeLoader) if entry]
 
     return run
