@@ -68,6 +68,9 @@ docs: schema chart-docs  ## Generate what docs/ has from the code: conditions, m
 chart-docs: $(STAMP)  ## Generate charts/agenthive/README.md from Chart.yaml and the comments in values.yaml
 	@$(BIN)/python hack/chart_readme.py > charts/agenthive/README.md
 
+chart-scan:  ## Have checkov scan what the chart renders; HELM names the helm to use
+	@hack/chart-scan.sh
+
 golden: $(STAMP)  ## Write the golden files of plans and of the chart anew; HELM names the helm to use
 	@UPDATE_GOLDEN=1 $(BIN)/pytest -q tests/unit/plan/test_golden.py tests/chart/test_manifests.py -k golden
 
