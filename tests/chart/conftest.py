@@ -16,6 +16,7 @@ import yaml
 CHART = Path(__file__).parents[2] / "charts" / "agenthive"
 CASES = sorted(path.name.removesuffix("-values.yaml") for path in (CHART / "ci").glob("*-values.yaml"))
 Helm = Callable[..., subprocess.CompletedProcess[str]]
+Promtool = Callable[..., None]
 Rendered = Callable[[str], list[dict[str, Any]]]
 
 
@@ -33,6 +34,20 @@ def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
         done = subprocess.run([program, *map(str, args)], env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0 or not check, f"helm {args}: {done.stderr}"
         return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def promtool() -> Promtool:
+    """Runs promtool: what is on PATH, or what PROMTOOL names. A failure raises with what it said."""
+    program = os.environ.get("PROMTOOL") or shutil.which("promtool")
+    if not program:
+        pytest.skip("no promtool on PATH, and PROMTOOL names none (Debian has it in `prometheus`)")
+
+    def run(*args: object) -> None:
+        done = subprocess.run([program, *map(str, args)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"promtool {args}: {done.stdout}{done.stderr}"
 
     return run
 

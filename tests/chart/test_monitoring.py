@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ import promql_parser as promql
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
-from tests.chart.conftest import CHART, Helm
+from tests.chart.conftest import CHART, Helm, Promtool
 
 from agenthive import telemetry
 from agenthive_operator import metrics as operator_metrics
@@ -176,20 +173,11 @@ def test_every_alert_is_seen_to_fire() -> None:
     assert set(re.findall(r'alertname[=:] ?"?(\w+)', cases)) == set(RULES)
 
 
-def promtool() -> str:
-    """The program: on PATH, or where PROMTOOL says."""
-    program = os.environ.get("PROMTOOL") or shutil.which("promtool")
-    if not program:
-        pytest.skip("no promtool on PATH, and PROMTOOL names none (Debian has it in `prometheus`)")
-    return program
-
-
 @pytest.mark.parametrize(
     "arguments", [("check", "rules", RULES_FILE), ("test", "rules", *CASES)], ids=["check", "test"]
 )
-def test_promtool(arguments: tuple[str | Path, ...]) -> None:
-    done = subprocess.run([promtool(), *map(str, arguments)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_promtool(promtool: Promtool, arguments: tuple[str | Path, ...]) -> None:
+    promtool(*arguments)
 
 
 def panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
