@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import click
 import promql_parser as promql
 import pytest
 import yaml
@@ -16,6 +18,8 @@ from tests.chart.conftest import CHART, Helm, Promtool
 
 from agenthive import telemetry
 from agenthive_operator import metrics as operator_metrics
+from agenthive_operator.api import crd
+from agenthive_operator.plugin.group import hive
 from agenthive_operator.reconcile.context import ALARMING
 from agenthive_operator.reconcile.reasons import REASONS
 
@@ -27,6 +31,7 @@ RULES: dict[str, dict[str, Any]] = {
 RUNBOOKS = {path.stem: path.read_text() for path in (ROOT / "docs" / "runbooks").glob("*.md") if path.stem != "README"}
 DASHBOARDS = sorted((CHART / "files" / "dashboards").glob("*.json"))
 CASES = sorted(path for path in Path(__file__).parent.glob("rules*_test.yaml"))
+SCHEMAS = [manifest["spec"]["versions"][0]["schema"]["openAPIV3Schema"] for manifest in crd.crd_manifests()]
 #: What Prometheus adds to a sample of a pod.
 TARGET_LABELS = {"namespace", "pod", "job", "instance", "container", "endpoint", "service"}
 KINDS_OF = {"agenthive_operator_hive_condition": "AgentHive", "agenthive_operator_agent_condition": "Agent"}
@@ -148,6 +153,44 @@ def test_a_runbook_tells_what_it_means_how_to_look_and_what_to_do(alert: str) ->
     assert re.search(r"^(kubectl|promtool|agenthive|helm) ", looking, re.MULTILINE), "no command"
     for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         assert "://" in link or (ROOT / "docs" / "runbooks" / link).exists(), link
+
+
+def commands(text: str) -> list[list[str]]:
+    """Every command of a page, in words, without what it is piped into."""
+    lines = re.findall(r"^```console\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [shlex.split(line)[: shlex.split(line + " |").index("|")] for block in lines for line in block.splitlines()]
+
+
+@each_alert
+def test_a_runbook_uses_kubectl_hive_as_it_is(alert: str) -> None:
+    for name, *arguments in commands(RUNBOOKS[alert]) + inline(RUNBOOKS[alert]):
+        if (name, *arguments[:1]) != ("kubectl", "hive"):
+            continue
+        command, rest = hive, arguments[1:]
+        while isinstance(command, click.Group):
+            context = click.Context(command)
+            _, found, rest = command.resolve_command(context, rest)
+            assert found
+            command = found
+        command.make_context("hive", rest)
+
+
+def inline(text: str) -> list[list[str]]:
+    """Commands within a sentence that have arguments to try."""
+    return [shlex.split(found) for found in re.findall(r"`(kubectl hive \w+ \w+ [A-Z][^`]*)`", text)]
+
+
+@each_alert
+def test_a_runbook_names_fields_that_are(alert: str) -> None:
+    for path in re.findall(r"\bspec\.[\w.]*\w", RUNBOOKS[alert]):
+        assert any(has_field(schema, path.split(".")) for schema in SCHEMAS), path
+
+
+def has_field(schema: dict[str, Any], path: list[str]) -> bool:
+    """Whether a field stands at that path of a schema."""
+    for name in path:
+        schema = schema.get("properties", {}).get(name) or schema.get("additionalProperties") or {}
+    return bool(schema)
 
 
 def test_the_page_lists_every_alert_with_its_severity() -> None:
