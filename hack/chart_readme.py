@@ -64,15 +64,20 @@ def comments(text: str) -> Iterator[tuple[str, str]]:
         said = []
 
 
-def rows(values: Any, said: dict[str, str], path: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Path, default and comment of every value, in order. Pure; raises ``UndocumentedError``."""
+def rows(values: Any, said: dict[str, str], path: str = "") -> Iterator[tuple[str, str, str]]:
+    """Path, default and comment of every value, in order. Pure; raises ``UndocumentedError``.
+
+    What stands below a key has rows of its own only if it has comments; the key then has no default.
+    """
+    holds = isinstance(values, dict) and any(f"{path}.{key}".lstrip(".") in said for key in values)
     if path in said:
-        yield path, values, said[path]
-    elif isinstance(values, dict) and values:
-        for key, value in values.items():
-            yield from rows(value, said, f"{path}.{key}".lstrip("."))
-    else:
+        yield path, "" if holds else f"`{json.dumps(values, ensure_ascii=False)}`", said[path]
+        if not holds:
+            return
+    if not isinstance(values, dict) or not values:
         raise UndocumentedError(f"values.yaml: write a comment above {path}")
+    for key, value in values.items():
+        yield from rows(value, said, f"{path}.{key}".lstrip("."))
 
 
 def readme(chart: dict[str, Any], text: str) -> str:
@@ -81,9 +86,7 @@ def readme(chart: dict[str, Any], text: str) -> str:
     facts = f"Chart {chart['version']}, operator {chart['appVersion']}, Kubernetes {kubernetes}."
     lines = [HEAD.format(name=chart["name"], description=chart["description"], facts=facts).rstrip("\n")]
     for path, default, meaning in rows(yaml.safe_load(text), dict(comments(text))):
-        lines.append(
-            f"| `{path}` | `{json.dumps(default, ensure_ascii=False)}` | {meaning.replace('|', chr(92) + '|')} |"
-        )
+        lines.append(f"| `{path}` | {default} | {meaning.replace('|', chr(92) + '|')} |")
     return "\n".join(lines) + "\n"
 
 

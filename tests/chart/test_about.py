@@ -40,6 +40,11 @@ def test_comments_are_found_where_they_stand(generator: ModuleType) -> None:
     assert page.endswith('| `a.b` | `{"c": 1}` | One and a half. |\n| `d` | `{"e": [1]}` | Two \\| three. |\n')
 
 
+def test_a_comment_above_others_that_have_their_own(generator: ModuleType) -> None:
+    page = generator.readme(ABOUT, "# All.\na:\n  # One.\n  b: 1\n")
+    assert page.endswith("| `a` |  | All. |\n| `a.b` | `1` | One. |\n")
+
+
 def test_a_value_without_a_comment_is_refused(generator: ModuleType) -> None:
     with pytest.raises(generator.UndocumentedError, match=r"a comment above a\.c$"):
         generator.readme(ABOUT, "a:\n  # One.\n  b: 1\n  c: 2\n")
