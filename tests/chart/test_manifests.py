@@ -194,6 +194,15 @@ def test_every_pod_is_restricted(rendered: Rendered, case: str) -> None:
     assert not {name: found for name, found in wrong.items() if found}
 
 
+@each_case
+def test_what_stays_up_is_probed(rendered: Rendered, case: str) -> None:
+    staying = {name: spec for name, spec in pods(rendered(case)).items() if not name.startswith(("Job/", "Pod/"))}
+    assert staying
+    for name, spec in staying.items():
+        for container in spec["containers"]:
+            assert {"livenessProbe", "readinessProbe"} <= set(container), name
+
+
 def test_what_is_not_restricted_is_found() -> None:
     bare: Object = {
         "hostPID": True,
