@@ -8,7 +8,7 @@ DIR    ?= .agenthive
 WORKERS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test e2e-cluster lint format crds rbac manifest schema docs bench soak clean \
+.PHONY: help demo up down test e2e-cluster lint format crds rbac manifest schema docs chart-docs chart-scan golden bench soak clean \
 	images images-test sbom kind-up kind-test kind-down
 
 help:  ## What can be made
@@ -60,10 +60,19 @@ manifest:  ## dist/install.yaml from the chart, for kubectl apply; HELM names th
 schema: $(STAMP)  ## Generate docs/message.schema.json from the protocol
 	@$(BIN)/python -m agenthive.protocol > docs/message.schema.json
 
-docs: schema  ## Generate what docs/ has from the code: conditions, metrics and the message schema
+docs: schema chart-docs  ## Generate what docs/ has from the code: conditions, metrics, the message schema; the chart's README
 	@$(BIN)/python -m agenthive_operator.reconcile.conditions > docs/conditions.md
 	@$(BIN)/python -m agenthive.telemetry > docs/metrics.md
 	@$(BIN)/python -m agenthive_operator.metrics > docs/operator-metrics.md
+
+chart-docs: $(STAMP)  ## Generate charts/agenthive/README.md from Chart.yaml and the comments in values.yaml
+	@$(BIN)/python hack/chart_readme.py > charts/agenthive/README.md
+
+chart-scan:  ## Have checkov scan what the chart renders; HELM names the helm to use
+	@hack/chart-scan.sh
+
+golden: $(STAMP)  ## Write the golden files of plans and of the chart anew; HELM names the helm to use
+	@UPDATE_GOLDEN=1 $(BIN)/pytest -q tests/unit/plan/test_golden.py tests/chart/test_manifests.py -k golden
 
 bench: $(STAMP)  ## Measure; ONLY=bus limits it
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'  # the first with --group

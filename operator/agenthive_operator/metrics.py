@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from agenthive_operator.backends.kube import BY_KIND, CUSTOM, Object
+from agenthive_operator.backends.reports import Figures
 
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 PREFIX: Final = "agenthive_operator_"
@@ -47,13 +48,17 @@ class QueueFigures:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a scrape reads: the queues by name, the objects with conditions, and whether this replica acts."""
+    """What a scrape reads: the queues by name, the objects with conditions, and whether this replica acts.
+
+    ``figures``: what the queues of agents in Redis hold, by namespace and hive, then by agent; only who acts asks.
+    """
 
     queues: Mapping[str, QueueFigures]
     objects: Iterable[Object]
     acting: bool
     synced: bool
     silent: frozenset[str] = frozenset()
+    figures: Mapping[tuple[str, str], Mapping[str, Figures]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,7 @@ class Description:
 
 
 _QUEUE: Final = ("queue",)
+_AGENT: Final = ("namespace", "hive", "agent")
 _CONDITION: Final = ("namespace", "name", "type", "status", "reason")
 DESCRIPTIONS: Final = {
     found.name: found
@@ -91,6 +97,13 @@ DESCRIPTIONS: Final = {
         Description("queue_longest_running_seconds", "gauge", _QUEUE, "How long the longest handling runs, seconds."),
         Description("hive_condition", "gauge", _CONDITION, "1 for the status that a condition of an AgentHive has."),
         Description("agent_condition", "gauge", _CONDITION, "1 for the status that a condition of an Agent has."),
+        Description("agent_backlog", "gauge", _AGENT, "Messages that wait in the agent's queue, up to 30 s ago."),
+        Description("agent_in_flight", "gauge", _AGENT, "Messages of the agent that are being handled, likewise."),
+        Description("agent_dead_letters", "gauge", _AGENT, "Messages of the agent that were given up and are kept."),
+        Description(
+            "agent_oldest_message_at_seconds", "gauge", _AGENT,
+            "Unix time at which the oldest message that waits was accepted. Left out while none waits.",
+        ),
         Description("objects", "gauge", ("kind",), "AgentHives and Agents that are known."),
         Description("leading", "gauge", (), "1 where this replica acts, 0 on a standby."),
         Description("synced", "gauge", (), "1 once everything was read after the start."),
@@ -183,6 +196,7 @@ class Metrics:
                 labels = [metadata["namespace"], metadata["name"], entry["type"], entry["status"], entry["reason"]]
                 conditions[obj["kind"]].add_metric(labels, 1)
         yield from conditions.values()
+        yield from _of_agents(seen.figures)
         objects, silent = _gauge("objects"), _gauge("silent_watch")
         for kind, count in counts.items():
             objects.add_metric([kind], count)
@@ -206,6 +220,19 @@ class Metrics:
 def _gauge(name: str) -> GaugeMetricFamily:
     found = DESCRIPTIONS[name]
     return GaugeMetricFamily(PREFIX + name, found.help, labels=found.labels)
+
+
+def _of_agents(figures: Mapping[tuple[str, str], Mapping[str, Figures]]) -> Iterator[Metric]:
+    backlog, in_flight, dead_letters, oldest = (
+        _gauge(f"agent_{name}") for name in ("backlog", "in_flight", "dead_letters", "oldest_message_at_seconds")
+    )
+    for labels, held in (([*hive, name], held) for hive, agents in figures.items() for name, held in agents.items()):
+        backlog.add_metric(labels, held.backlog)
+        in_flight.add_metric(labels, held.in_flight)
+        dead_letters.add_metric(labels, held.dead_letters)
+        if held.oldest is not None:
+            oldest.add_metric(labels, held.oldest.timestamp())
+    yield from (backlog, in_flight, dead_letters, oldest)
 
 
 def asked_for(method: str, path: str, *, watches: bool) -> tuple[str, str]:
@@ -232,7 +259,8 @@ def documentation() -> str:
         "# Metrics of the operator",
         "",
         "Served at `/metrics` of `--probe-address`, with those of the process (`process_*`, `python_*`). Agents have",
-        "[metrics of their own](metrics.md).",
+        "[metrics of their own](metrics.md). What the queues of agents hold (`agent_backlog` and its like) is told by",
+        "the replica that acts, conditions by all. [Alerts and dashboards](monitoring.md) are made of both.",
         "",
         "| metric | kind | labels | |",
         "|---|---|---|---|",

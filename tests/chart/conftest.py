@@ -6,12 +6,18 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 CHART = Path(__file__).parents[2] / "charts" / "agenthive"
+CASES = sorted(path.name.removesuffix("-values.yaml") for path in (CHART / "ci").glob("*-values.yaml"))
 Helm = Callable[..., subprocess.CompletedProcess[str]]
+Promtool = Callable[..., None]
+Rendered = Callable[[str], list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="session")
@@ -28,5 +34,31 @@ def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
         done = subprocess.run([program, *map(str, args)], env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0 or not check, f"helm {args}: {done.stderr}"
         return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def promtool() -> Promtool:
+    """Runs promtool: what is on PATH, or what PROMTOOL names. A failure raises with what it said."""
+    program = os.environ.get("PROMTOOL") or shutil.which("promtool")
+    if not program:
+        pytest.skip("no promtool on PATH, and PROMTOOL names none (Debian has it in `prometheus`)")
+
+    def run(*args: object) -> None:
+        done = subprocess.run([program, *map(str, args)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"promtool {args}: {done.stdout}{done.stderr}"
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def rendered(helm: Helm) -> Rendered:
+    """All objects of one case of ci/, hooks and tests among them; rendered once, so leave them as they are."""
+
+    @cache
+    def run(case: str) -> list[dict[str, Any]]:
+        done = helm("template", "hives", CHART, "--namespace", "system", "-f", CHART / f"ci/{case}-values.yaml")
+        return [entry for entry in yaml.load_all(done.stdout, Loader=yaml.CSafeLoader) if entry]
 
     return run

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
 import pytest
 import yaml
 from click.testing import CliRunner
-from tests.chart.conftest import CHART, Helm
+from tests.chart.conftest import CASES, CHART, Helm
 
 from agenthive_operator import main as operator_main
 from agenthive_operator.plan.network import OPERATOR_LABELS
 
-CASES = sorted(path.name.removesuffix("-values.yaml") for path in (CHART / "ci").glob("*-values.yaml"))
 Objects = dict[tuple[str, str], dict[str, Any]]
 
 
+@cache
 def render(helm: Helm, case: str, *more: str) -> Objects:
-    """The objects of one case by kind and name."""
+    """The objects of one case by kind and name; rendered once, so leave them as they are."""
     done = helm("template", "hives", CHART, "--namespace", "system", "-f", CHART / f"ci/{case}-values.yaml", *more)
-    found = [entry for entry in yaml.safe_load_all(done.stdout) if entry]
+    found = [entry for entry in yaml.load_all(done.stdout, Loader=yaml.CSafeLoader) if entry]
     return {(entry["kind"], entry["metadata"]["name"]): entry for entry in found}
 
 

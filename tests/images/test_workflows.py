@@ -89,6 +89,12 @@ def test_the_release_finds_what_it_rewrites() -> None:
     values = (ROOT / "charts" / "agenthive" / "values.yaml").read_text().splitlines()
     assert values.count("  repository: agenthive-operator") == 1
     assert values.count('runtimeImage: ""') == 1
+    assert values.count("    runbooks: docs/runbooks") == 1
+    chart = (ROOT / "charts" / "agenthive" / "Chart.yaml").read_text().splitlines()
+    assert chart.count("annotations:") == 1
+    assert [line.partition(":")[0] for line in chart if line.startswith("      image: agenthive-")] == [
+        "      image"
+    ] * 2
     for image in ("operator", "runtime"):
         lines = (ROOT / image / "Dockerfile").read_text().splitlines()
         assert len([line for line in lines if line.startswith("ARG PYTHON_IMAGE=")]) == 1

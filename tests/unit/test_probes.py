@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import aiohttp
@@ -11,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from agenthive_operator import probes
+from agenthive_operator.backends.reports import Figures
 from agenthive_operator.metrics import Metrics, QueueFigures, Snapshot, asked_for, documentation
 from agenthive_operator.probes import figures, serving, split_address, troubles
 from agenthive_operator.reconcile.controller import Health
@@ -106,7 +108,10 @@ def test_conditions_and_queues_are_read_when_a_scrape_asks() -> None:
     metrics = Metrics()
     assert b"leading" not in metrics.exposition(), "nothing to read yet"
     queues = {"reconcile": QueueFigures(3, 1, 2.5, 0.5)}
-    metrics.read = lambda: Snapshot(queues, [hive], acting=True, synced=True, silent=frozenset({"pods"}))
+    held = {("a", "demo"): {"busy": Figures(7, 2, 1, datetime(2026, 1, 1, tzinfo=UTC)), "idle": Figures()}}
+    metrics.read = lambda: Snapshot(
+        queues, [hive], acting=True, synced=True, silent=frozenset({"pods"}), figures=held
+    )  # fmt: skip
     metrics.reconciled("Agent", 0.02, None)
     metrics.reconciled("Agent", 0.02, ValueError())
     samples = {
@@ -117,6 +122,12 @@ def test_conditions_and_queues_are_read_when_a_scrape_asks() -> None:
     assert samples[("hive_condition", "False", "Ready", "RedisNotReady", "a", "demo")] == 1
     assert samples[("queue_depth", "reconcile")] == 3
     assert samples[("queue_oldest_seconds", "reconcile")] == 2.5
+    assert [samples[(f"agent_{name}", "a", "busy", "demo")] for name in ("backlog", "in_flight", "dead_letters")] == [
+        7, 2, 1,
+    ]  # fmt: skip
+    assert samples[("agent_oldest_message_at_seconds", "a", "busy", "demo")] == 1767225600
+    assert samples[("agent_backlog", "a", "demo", "idle")] == 0
+    assert ("agent_oldest_message_at_seconds", "a", "demo", "idle") not in samples
     assert samples[("leading",)] == 1
     assert samples[("silent_watch", "pods")] == 1
     assert samples[("objects", "AgentHive")] == 1

@@ -438,6 +438,7 @@ class Controller:
             acting=self._acting_since is not None,
             synced=self.synced.is_set(),
             silent=self.silent,
+            figures={(hive.namespace, hive.name): held for hive, held in context.figures.results().items()},
         )
 
     async def _beat(self) -> None:

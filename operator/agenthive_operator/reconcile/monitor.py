@@ -75,6 +75,10 @@ class Monitor(Generic[R]):
         look = self._looks.get(key)
         return look.result if look else None
 
+    def results(self) -> dict[Key, R]:
+        """The latest result of every key that has one."""
+        return {key: look.result for key, look in self._looks.items() if look.result is not None}
+
     def poke(self, key: Key) -> None:
         """Look again at once: there is reason to believe that something changed."""
         if key in self._looks:

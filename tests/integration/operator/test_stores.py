@@ -13,7 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from tests.conftest import free_port
 
 from agenthive.bus import Bus
 from agenthive.protocol import AgentMessage
@@ -125,8 +128,17 @@ async def test_a_redis_that_dies_and_comes_back_is_seen(cluster: Cluster, own_va
     await cluster.condition("AgentHive", "demo", "RedisReady", "True", seconds=40)
 
 
-@pytest.mark.usefixtures("operator")
-async def test_queue_figures_reach_the_status(cluster: Cluster, redis_url: str, postgres_url: str) -> None:
+@pytest.fixture
+async def metrics_port(options: Options) -> AsyncIterator[int]:
+    """Where an operator that runs during the test serves its metrics."""
+    port = free_port()
+    async with running_operator(options, probe_address=f"127.0.0.1:{port}"):
+        yield port
+
+
+async def test_queue_figures_reach_the_status_and_the_metrics(
+    cluster: Cluster, redis_url: str, postgres_url: str, metrics_port: int
+) -> None:
     await cluster.external_hive("demo", redis_url, postgres_url)
     await cluster.agent("greeter", "demo")
     await cluster.condition("AgentHive", "demo", "RedisReady", "True")
@@ -150,6 +162,16 @@ async def test_queue_figures_reach_the_status(cluster: Cluster, redis_url: str, 
     assert status["inFlight"] == 0
     oldest = datetime.strptime(status["oldestMessageTime"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
     assert abs(oldest.timestamp() - time.time()) < 120
+    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{metrics_port}/metrics") as answer:
+        scraped = {
+            sample.name.removeprefix("agenthive_operator_agent_"): sample.value
+            for family in text_string_to_metric_families(await answer.text())
+            for sample in family.samples
+            if sample.labels == {"namespace": cluster.namespace, "hive": "demo", "agent": "greeter"}
+        }
+    moment = scraped.pop("oldest_message_at_seconds")
+    assert int(moment) == oldest.timestamp()
+    assert scraped == {"backlog": 3, "in_flight": 0, "dead_letters": 0}
 
     bus = await Bus.connect(redis_url, scope)
     try:
