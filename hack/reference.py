@@ -132,7 +132,8 @@ def kind_page(manifest: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     root_rules = list(_rules(schema, ""))
     spec, status = schema["properties"]["spec"], schema["properties"]["status"]
-    plain, deep = dict(spec, properties={}), {}
+    plain: dict[str, Any] = {**spec, "properties": {}}
+    deep: dict[str, Any] = {}
     for name, value in spec["properties"].items():
         (deep if len(list(below(value, name))) > 1 else plain["properties"])[name] = value
     if root_rules:
