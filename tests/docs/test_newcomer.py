@@ -21,7 +21,7 @@ from tests.e2e.plane import local_folder
 README = ROOT / "README.md"
 QUICK_START = ROOT / "docs" / "quick-start.md"
 FIRST_AGENT = ROOT / "docs" / "first-agent.md"
-PATIENCE = 170
+PATIENCE = 300  # far more than it takes, for machines that do much else
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def environment() -> dict[str, str]:
     """That of a person who has just logged in: nothing of ours, no programs of our environment."""
     ours = str(Path(sys.executable).parent)
     path = os.pathsep.join(part for part in os.environ["PATH"].split(os.pathsep) if part != ours)
-    kept = {name: os.environ[name] for name in ("HOME", "LANG", "USER", "KUBEBUILDER_ASSETS") if name in os.environ}
+    kept = {name: os.environ[name] for name in ("HOME", "LANG", "USER") if name in os.environ}
     return {**kept, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
@@ -84,12 +84,12 @@ def section(page: Path, title: str) -> list[Snippet]:
     return [snippet for snippet in snippets(page) if start < snippet.line <= end]
 
 
-@pytest.mark.timeout(PATIENCE + 70)
+@pytest.mark.timeout(PATIENCE + 100)
 def test_what_a_newcomer_types_works(clone: Path) -> None:
     readme = section(README, "The first agent in five minutes")
-    assert any("make up" in snippet.text for snippet in readme)
-    down = Snippet("README.md", 0, "console", "make down\n")  # it says so below, in its text
-    printed = typed(clone, [*readme, down, *snippets(QUICK_START), *snippets(FIRST_AGENT)])
+    first, *quick_start = snippets(QUICK_START)
+    assert readme[0].text == first.text  # both begin with `make up`, which is done once here
+    printed = typed(clone, [*readme, *quick_start, *snippets(FIRST_AGENT)])
     times = [number for number in range(1, 9) if f"Hello Ada, this is time number {number}." in printed]
     # Once by README.md, twice by the quick start: the state outlives `make down`.
     assert times == [1, 2, 3]
