@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hack import reference
-from hack.site_links import MissingTargetError, outward
+from hack.site_hooks import MissingTargetError, outward
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -26,6 +26,7 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     install = (tmp_path / "install" / "index.html").read_text()
     assert "https://git.example.com/team/hive/blob/main/charts/agenthive/values.yaml" in install
     assert 'href="../high-availability/"' in install
+    assert "sentinel_tls=true|false" in (tmp_path / "delivery" / "index.html").read_text()
     # Nothing is fetched from elsewhere when a page is read.
     assert "fonts.googleapis.com" not in install
 

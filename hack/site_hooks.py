@@ -1,7 +1,8 @@
-"""Hook of MkDocs: links from docs/ to files of the repository, which a site does not hold.
+"""Hooks of MkDocs: what GitHub shows in another way than the site does.
 
-On GitHub such a link works as it is written. On the site it leads to ``repo_url`` in mkdocs.yml, at the commit that the
-environment variable ``GITHUB_SHA`` names or at main; where there is no ``repo_url`` the text stays, without a link.
+A link from docs/ to a file of the repository leads to ``repo_url`` in mkdocs.yml, at the commit that the environment
+variable ``GITHUB_SHA`` names or at main; where there is no ``repo_url`` its text stays, without a link. A bar in a
+table's code loses the backslash before it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+_CELL = re.compile(r"<td[ >].*?</td>", re.DOTALL)
 #: A link as Markdown has it: `[text](target)`. Pages hold none across lines and none with a title.
 _LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
 
@@ -58,3 +60,8 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
         from mkdocs.exceptions import PluginError  # noqa: PLC0415 - only where MkDocs runs
 
         raise PluginError(str(error)) from error
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """MkDocs calls this for each rendered page."""
+    return _CELL.sub(lambda cell: cell[0].replace("\\|", "|"), html)
