@@ -34,7 +34,9 @@ def clone() -> Iterator[Path]:
         install(target)
         yield target
     finally:
-        subprocess.run(["make", "down"], cwd=target, env=environment(), capture_output=True, check=False, timeout=60)
+        subprocess.run(
+            ["make", "down"], cwd=target, env=environment(target), capture_output=True, check=False, timeout=60
+        )
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -58,18 +60,18 @@ def install(target: Path) -> None:
     (venv / ".installed").touch()
 
 
-def environment() -> dict[str, str]:
-    """That of a person who has just logged in: nothing of ours, no programs of our environment."""
+def environment(clone: Path) -> dict[str, str]:
+    """That of a person who has just logged in: nothing of ours, no programs of our environment, a home of their own."""
     ours = str(Path(sys.executable).parent)
     path = os.pathsep.join(part for part in os.environ["PATH"].split(os.pathsep) if part != ours)
-    kept = {name: os.environ[name] for name in ("HOME", "LANG", "USER") if name in os.environ}
-    return {**kept, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    kept = {name: os.environ[name] for name in ("LANG", "USER") if name in os.environ}
+    return {**kept, "HOME": str(clone.parent), "PATH": path}
 
 
 def typed(clone: Path, parts: list[Snippet]) -> str:
     """What a person sees who types all of it, one after the other."""
     done = subprocess.run(
-        ["bash", "-c", script(parts)], cwd=clone, env=environment(), text=True, timeout=PATIENCE, check=False,
+        ["bash", "-c", script(parts)], cwd=clone, env=environment(clone), text=True, timeout=PATIENCE, check=False,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
