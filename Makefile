@@ -8,7 +8,7 @@ DIR    ?= .agenthive
 WORKERS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test e2e-cluster lint format crds rbac manifest schema docs chart-docs chart-scan golden bench soak clean \
+.PHONY: help demo up down test e2e-cluster lint format crds rbac manifest schema docs docs-site chart-docs chart-scan golden bench soak clean \
 	images images-test sbom kind-up kind-test kind-down
 
 help:  ## What can be made
@@ -60,7 +60,8 @@ manifest:  ## dist/install.yaml from the chart, for kubectl apply; HELM names th
 schema: $(STAMP)  ## Generate docs/message.schema.json from the protocol
 	@$(BIN)/python -m agenthive.protocol > docs/message.schema.json
 
-docs: schema chart-docs  ## Generate what docs/ has from the code: conditions, metrics, the message schema; the chart's README
+docs: schema chart-docs  ## Generate from the code: reference, conditions, metrics, the message schema; the chart's README
+	@$(BIN)/python -m hack.reference docs/reference
 	@$(BIN)/python -m agenthive_operator.reconcile.conditions > docs/conditions.md
 	@$(BIN)/python -m agenthive.telemetry > docs/metrics.md
 	@$(BIN)/python -m agenthive_operator.metrics > docs/operator-metrics.md
@@ -73,6 +74,10 @@ chart-scan:  ## Have checkov scan what the chart renders; HELM names the helm to
 
 golden: $(STAMP)  ## Write the golden files of plans and of the chart anew; HELM names the helm to use
 	@UPDATE_GOLDEN=1 $(BIN)/pytest -q tests/unit/plan/test_golden.py tests/chart/test_manifests.py -k golden
+
+docs-site: $(STAMP)  ## Build docs/ as a site, strictly, into build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "written: build/site/index.html"
 
 bench: $(STAMP)  ## Measure; ONLY=bus limits it
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'  # the first with --group

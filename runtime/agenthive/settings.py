@@ -184,32 +184,43 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="AGENTHIVE_", extra="ignore", frozen=True)
 
-    instance: str = "local"
-    namespace: str = "default"
-    hive: str = "default"
-    agent: str | None = None
-    pod: str | None = None
-    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
-    postgres_url: SecretStr | None = None
-    #: The same database without PgBouncer, where ``postgres_url`` leads through one: for ``agenthive db``.
-    postgres_direct_url: SecretStr | None = None
-    messaging: Messaging = Messaging()
-    redis_pool: RedisPool = RedisPool()
-    postgres_pool: PostgresPool = PostgresPool()
-    cache: CachePolicy = CachePolicy()
-    #: Another Redis for the cache; absent: the one that carries the messages.
-    cache_url: SecretStr | None = None
-    retention: Retention = Retention()
-    concurrency: int = Field(10, ge=1, le=10_000)
-    drain_seconds: float = Field(30.0, ge=0)
-    capabilities: Annotated[tuple[str, ...], NoDecode] = ()
-    topics: Annotated[tuple[str, ...], NoDecode] = ()
-    topic_start: Literal["now", "beginning"] = "now"
-    bind: str = "0.0.0.0"  # noqa: S104 - probes reach a pod from the node
-    http_port: int = Field(DEFAULT_HTTP_PORT, ge=0, le=65_535)
-    termination_log: str = "/dev/termination-log"
-    log_level: Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
-    log_format: Annotated[str, Field(pattern="^(auto|json|text)$")] = "auto"
+    instance: str = Field("local", description="Prefix of keys and schemas; in a pod the hive's instanceId.")
+    namespace: str = Field("default", description="Namespace of the hive.")
+    hive: str = Field("default", description="Name of the hive.")
+    agent: str | None = Field(None, description="Name of the agent; absent: the name that its code gives it.")
+    pod: str | None = Field(None, description="Name of this process among the agent's; absent: one is made.")
+    redis_url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"), description="The Redis that carries the messages."
+    )
+    postgres_url: SecretStr | None = Field(None, description="The PostgreSQL; absent: no state and no records.")
+    postgres_direct_url: SecretStr | None = Field(
+        None, description="The same database past PgBouncer, where the other URL leads through it: for `agenthive db`."
+    )
+    messaging: Messaging = Field(Messaging(), description="See below.")
+    redis_pool: RedisPool = Field(RedisPool(), description="See below.")
+    postgres_pool: PostgresPool = Field(PostgresPool(), description="See below.")
+    cache: CachePolicy = Field(CachePolicy(), description="See below.")
+    cache_url: SecretStr | None = Field(
+        None, description="Another Redis for the cache; absent: the one that carries the messages."
+    )
+    retention: Retention = Field(Retention(), description="See below.")
+    concurrency: int = Field(10, ge=1, le=10_000, description="Messages that this process handles at a time.")
+    drain_seconds: float = Field(
+        30.0, ge=0, description="How long a process that is told to end waits for its handlers, seconds."
+    )
+    capabilities: Annotated[tuple[str, ...], NoDecode] = Field((), description="What this agent says that it can do.")
+    topics: Annotated[tuple[str, ...], NoDecode] = Field((), description="Topics that the agent gets copies of.")
+    topic_start: Literal["now", "beginning"] = Field("now", description="Where a new subscription starts.")
+    # Every address: probes reach a pod from the node.
+    bind: str = Field("0.0.0.0", description="Address of /livez, /readyz and /metrics.")  # noqa: S104
+    http_port: int = Field(DEFAULT_HTTP_PORT, ge=0, le=65_535, description="Their port; 0: a free one.")
+    termination_log: str = Field("/dev/termination-log", description="File for the last words of a process that fails.")
+    log_level: Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = Field(
+        "INFO", description="Least severe log lines: DEBUG, INFO, WARNING or ERROR."
+    )
+    log_format: Annotated[str, Field(pattern="^(auto|json|text)$")] = Field(
+        "auto", description="Form of log lines: json, text, or auto (text on a terminal)."
+    )
 
     @field_validator("capabilities", "topics", mode="before")
     @classmethod
