@@ -58,11 +58,14 @@ def local() -> None:
     help="Start the operator alone, against the cluster of this file.",
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of the API server (default: a free one).")
-def up(path: Path, detach: bool, kubeconfig: Path | None, port: int) -> None:
+@click.option("--bare", is_flag=True, help="Without operator and CRDs: for a Helm chart that brings them.")
+def up(path: Path, detach: bool, kubeconfig: Path | None, port: int, bare: bool) -> None:
     """Start the control plane; Ctrl-C stops all of it. State stays in the folder and is there at the next start."""
+    if bare and kubeconfig is not None:
+        raise click.UsageError("--kubeconfig starts the operator alone, which --bare leaves out: give one of them")
     folder = Folder.at(path)
     if detach:
-        _up_detached(folder, kubeconfig, port)
+        _up_detached(folder, kubeconfig, port, bare=bare)
         return
     progress = _progress()
     _log_to_stderr()
@@ -74,7 +77,7 @@ def up(path: Path, detach: bool, kubeconfig: Path | None, port: int) -> None:
             from agenthive_operator.local.supervisor import Options  # noqa: PLC0415
 
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_up(Options(folder, kubeconfig, port), lock, progress))
+                runner.run(_up(Options(folder, kubeconfig, port, bare), lock, progress))
     except (RuntimeError, OSError, ValueError, StartError, ApiError, aiohttp.ClientError) as error:
         # What keeps a control plane from coming up; our own errors are RuntimeErrors with a text meant for people.
         raise click.ClickException(str(error) or type(error).__name__) from error
@@ -143,12 +146,14 @@ def _log_to_stderr() -> None:
     )
 
 
-def _up_detached(folder: Folder, kubeconfig: Path | None, port: int) -> None:
+def _up_detached(folder: Folder, kubeconfig: Path | None, port: int, *, bare: bool) -> None:
     if (holder := folder.holder()) is not None:
         raise click.ClickException(str(AlreadyUpError(folder.root, holder.get("pid"))))
     folder.create()
     argv = [sys.executable, "-P", "-m", "agenthive_operator.local.cli", "up", "--dir", str(folder.root)]
     argv += ["--port", str(port)]
+    if bare:
+        argv.append("--bare")
     if kubeconfig is not None:
         argv += ["--kubeconfig", str(kubeconfig.absolute())]
     read, write = os.pipe()

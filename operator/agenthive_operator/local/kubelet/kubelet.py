@@ -89,6 +89,7 @@ class Kubelet:
         places: its folders.
         addresses: of node and pods.
         records: where processes are written down.
+        kubeconfig: of the API server; pods that ask for access get one with their account's token.
         token: bearer token that readers of logs must present.
         tls: serve logs by HTTPS, as a real API server wants it.
         node: the node's name.
@@ -101,6 +102,7 @@ class Kubelet:
         places: Places,
         addresses: Addresses,
         records: Records,
+        kubeconfig: Path,
         token: str | None = None,
         tls: ssl.SSLContext | None = None,
         node: str = NODE,
@@ -117,6 +119,7 @@ class Kubelet:
             names=Names(informers),
             records=records,
             event=self._events.record,
+            kubeconfig=kubeconfig,
             backoff_base=base_seconds(),
         )
         self._workers: dict[str, PodWorker] = {}
