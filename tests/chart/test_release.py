@@ -1,4 +1,4 @@
-"""Install, upgrade, roll back and uninstall by the real helm, where the release's pods run: as processes of this machine.
+"""Install, upgrade, roll back and uninstall by the real helm; the release's pods run, as processes of this machine.
 
 The control plane is that of local mode without an operator: with the emulator, or with a real API server where
 KUBEBUILDER_ASSETS names one. There each pod has the rights of its account and no others.

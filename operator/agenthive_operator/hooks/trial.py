@@ -152,7 +152,7 @@ class Trial:
                     await asyncio.sleep(LOOK_SECONDS)
         except (ApiError, TimeoutError) as error:
             self._say(
-                f"WARNING: the trial's objects are not cleared away ({error or 'not in time'}); delete them: kubectl "
+                f"WARNING: the trial's objects are not cleared away ({str(error) or 'not in time'}); delete them: kubectl "
                 f"delete agent,hive,configmap -n {self._namespace} -l {GROUP}/trial={self.name}"
             )
         else:
