@@ -108,8 +108,9 @@ def test_a_release_comes_and_goes_and_hives_stay(release: Release) -> None:
     running = plane.get("pods")["items"]
     assert {pod["metadata"]["uid"] for pod in running} == {pod["metadata"]["uid"] for pod in pods}, "agents run on"
 
-    release.install("--set", "firstHive.enabled=true", "--set", "crds.keep=false")
+    release.install("--set", "firstHive.enabled=true")
     plane.until(lambda: release.hives()["kept"][1] == [FINALIZER], "the new operator adopts the hive")
+    run("upgrade", CHART, "--reset-then-reuse-values", "--set", "crds.keep=false")
     said = run("uninstall", "--timeout=60s")
     assert "deleting 3 hives and agents" in said
     assert "WARNING" not in said, "the operator took them apart in time"
