@@ -18,6 +18,9 @@ from tests.e2e.plane import ECHO, Plane, agent, command, hive, local_folder
 
 from agenthive_operator.plan.names import FINALIZER
 
+# Beside a real API server, on a machine that does much else, one takes more than the usual two minutes.
+pytestmark = pytest.mark.timeout(300)
+
 NAMESPACE = "agenthive-system"
 MAX_RELEASE_BYTES = 600 * 1024
 REAL = bool(os.environ.get("KUBEBUILDER_ASSETS"))
@@ -82,6 +85,7 @@ def release(helm: Helm, tmp_path: Path) -> Iterator[Release]:
 
 def test_a_release_comes_and_goes_and_hives_stay(release: Release) -> None:
     plane, run = release.plane, release.run
+    assert "operator left out" in plane.agenthive("local", "status", "--dir", plane.folder or "")
     release.install()
     plane.apply(hive("kept"), *agent("echo", hive="kept", code=ECHO))
     plane.wait("condition=Ready", "agent/echo")
@@ -94,7 +98,7 @@ def test_a_release_comes_and_goes_and_hives_stay(release: Release) -> None:
     run("upgrade", CHART, "--reset-then-reuse-values", "--set", "log.level=DEBUG", "--wait", "--timeout=60s")
     assert {"--log-level=DEBUG", "--resolve-services"} <= set(release.arguments()), "the values of before are kept"
     # Arguments that the operator does not know: its pod never is ready, and what was there goes on.
-    broken = ["--set", "extraArgs={--nonsense}", "--rollback-on-failure", "--timeout=5s"]
+    broken = ["--set", "extraArgs={--nonsense}", "--rollback-on-failure", "--timeout=6s"]
     said = run("upgrade", CHART, "--reset-then-reuse-values", *broken, check=False)
     assert "has been rolled back" in said
     assert "--log-level=DEBUG" in release.arguments()

@@ -151,9 +151,10 @@ class Trial:
                 while await patiently(self._hive) is not None:  # noqa: ASYNC110 - another process takes it apart
                     await asyncio.sleep(LOOK_SECONDS)
         except (ApiError, TimeoutError) as error:
+            why = str(error) or "not in time"
             self._say(
-                f"WARNING: the trial's objects are not cleared away ({str(error) or 'not in time'}); delete them: kubectl "
-                f"delete agent,hive,configmap -n {self._namespace} -l {GROUP}/trial={self.name}"
+                f"WARNING: the trial's objects are not cleared away ({why}); delete them: kubectl delete "
+                f"agent,hive,configmap -n {self._namespace} -l {GROUP}/trial={self.name}"
             )
         else:
             self._say("cleared away")

@@ -251,14 +251,23 @@ async def _status(folder: Folder) -> dict[str, Any]:
     kubeconfig = Path(holder.get("kubeconfig") or folder.kubeconfig)
     try:
         async with ApiClient(Connection.from_kubeconfig(kubeconfig)) as client:
-            report["operator"] = await _operator_health(holder.get("probe"))
+            report["operator"] = "left out" if holder.get("bare") else await _operator_health(holder.get("probe"))
             for name, resource in (("hives", HIVES), ("agents", AGENTS), ("pods", PODS)):
-                items, _ = await client.list(resource)
-                report[name] = [_row(item) for item in items]
+                report[name] = [_row(item) for item in await _items(client, resource)]
     except (ApiError, aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
         # Starting, or its API server is being restarted: say so rather than fail.
         report["error"] = f"the API server does not answer: {error or type(error).__name__}"
     return report
+
+
+async def _items(client: ApiClient, resource: Resource) -> list[Obj]:
+    """All objects of a kind; none where nobody has applied its CRD."""
+    try:
+        return (await client.list(resource))[0]
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return []
 
 
 async def _operator_health(probe: str | None) -> str:

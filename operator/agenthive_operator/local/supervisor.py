@@ -91,7 +91,7 @@ async def control_plane(options: Options, lock: FolderLock, report: Report) -> A
             addresses = Addresses(folder.addresses, folder.root)
             if options.bare:
                 await stack.enter_async_context(_node(folder, client, plane, addresses, records, report))
-                lock.describe(started=time.time(), server=server, kubeconfig=str(kubeconfig))
+                lock.describe(started=time.time(), server=server, kubeconfig=str(kubeconfig), bare=True)
                 yield
                 return
             await _apply_crds(client, await manifests, report)
