@@ -125,7 +125,8 @@ def test_a_release_comes_and_goes_and_hives_stay(release: Release) -> None:
 
 def test_a_release_of_one_namespace_is_tried_and_goes_though_its_operator_does_not_run(release: Release) -> None:
     plane = release.plane
-    release.install("--set", "watchNamespaces={default}", "--set", "crds.keep=false", "--set", "rbac.aggregate=false")
+    plane.kubectl("create", "namespace", "gone")
+    release.install("--set", "watchNamespaces={default,gone},crds.keep=false,rbac.aggregate=false")
     if not REAL:  # a real API server asks kubelets for an exec in a way that local mode's does not know
         said = release.run("test", "--timeout=90s")
         assert "it answered what it was asked" in said
@@ -136,8 +137,11 @@ def test_a_release_of_one_namespace_is_tried_and_goes_though_its_operator_does_n
     # As where its image is gone: nobody takes the hive apart any more.
     plane.kubectl("scale", "deployment/agenthive", "-n", NAMESPACE, "--replicas=0")
     plane.kubectl("delete", "hive/stuck", "--wait=false")
+    plane.kubectl("delete", "namespace", "gone", "--wait=false")
+    plane.kubectl("delete", "roles,rolebindings", "--all", "-n", "gone")  # nobody ends namespaces beside a bare server
     said = release.run("uninstall", "--timeout=60s")
     assert "no operator is ready" in said
+    assert ("WARNING: namespace gone is left out" in said) == REAL, "only a real server has rights to refuse"
     assert "WARNING: AgentHive default/stuck was being deleted" in said
     assert release.left() == []
     assert "agenthive.dev" not in plane.kubectl("get", "crds", "-o", "name")

@@ -27,7 +27,7 @@ metadata:
 automountServiceAccountToken: false
 {{- end }}
 
-{{/* A Role with rules in a namespace, bound to the hook's account. */}}
+{{/* A Role with rules in a namespace, bound to the hook's account; with lasting it is there as long as the release. */}}
 {{- define "agenthive.hookRole" }}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
@@ -36,7 +36,9 @@ metadata:
   name: {{ .hook.name }}{{ .suffix }}
   namespace: {{ .namespace }}
   labels: {{- include "agenthive.hookLabels" .hook | nindent 4 }}
+  {{- if not .lasting }}
   annotations: {{- include "agenthive.hookAnnotations" (dict "hook" .hook "weight" "-1") | nindent 4 }}
+  {{- end }}
 rules: {{- toYaml .rules | nindent 2 }}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
@@ -45,7 +47,9 @@ metadata:
   name: {{ .hook.name }}{{ .suffix }}
   namespace: {{ .namespace }}
   labels: {{- include "agenthive.hookLabels" .hook | nindent 4 }}
+  {{- if not .lasting }}
   annotations: {{- include "agenthive.hookAnnotations" (dict "hook" .hook "weight" "-1") | nindent 4 }}
+  {{- end }}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: {{ .hook.name }}{{ .suffix }}}
 subjects:
   - {kind: ServiceAccount, name: {{ .hook.name }}, namespace: {{ .hook.root.Release.Namespace }}}
