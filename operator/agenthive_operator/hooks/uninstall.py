@@ -129,12 +129,12 @@ class Uninstall:
             left = [obj for obj in await patiently(self._objects) if waits(obj)]
             if not left:
                 return
-            if time.monotonic() > deadline:
-                self._say(f"after {self._asked.seconds:.0f} s these are still being deleted: {named(left)}")
-                return
             if len(left) != said:
                 said = len(left)
                 self._say(f"waiting for the operator to take apart {named(left)}")
+            if time.monotonic() > deadline:
+                self._say(f"after {self._asked.seconds:.0f} s these are still being deleted: {named(left)}")
+                return
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _stop(self, operator: Object) -> None:
