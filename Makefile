@@ -54,7 +54,7 @@ rbac: $(STAMP)  ## Generate charts/agenthive/files/rbac.yaml from the code's `# 
 manifest:  ## dist/install.yaml from the chart, for kubectl apply; HELM names the helm to use
 	@mkdir -p dist
 	@{ printf 'apiVersion: v1\nkind: Namespace\nmetadata: {name: agenthive-system}\n'; \
-	  $(or $(HELM),helm) template agenthive charts/agenthive --namespace agenthive-system; } > dist/install.yaml
+	  $(or $(HELM),helm) template agenthive charts/agenthive --namespace agenthive-system --no-hooks; } > dist/install.yaml
 	@echo "written: dist/install.yaml"
 
 schema: $(STAMP)  ## Generate docs/message.schema.json from the protocol

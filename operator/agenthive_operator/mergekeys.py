@@ -194,6 +194,7 @@ _KINDS: Mapping[tuple[str, str], Table] = {
     ("apps", "ReplicaSet"): WORKLOAD,
     ("apps", "StatefulSet"): WORKLOAD,
     ("apps", "DaemonSet"): WORKLOAD,
+    ("batch", "Job"): WORKLOAD,
     ("policy", "PodDisruptionBudget"): {**under("spec", SELECTOR), **STATUS_CONDITIONS},
     ("networking.k8s.io", "NetworkPolicy"): {("spec", "podSelector"): ATOMIC},
     ("rbac.authorization.k8s.io", "RoleBinding"): {("roleRef",): ATOMIC},

@@ -64,13 +64,16 @@ def local() -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="File that gets a line for each request to the API server (default: none).",
 )
-def up(path: Path, detach: bool, kubeconfig: Path | None, port: int, audit: Path | None) -> None:
+@click.option("--bare", is_flag=True, help="Without operator and CRDs: for a Helm chart that brings them.")
+def up(path: Path, detach: bool, kubeconfig: Path | None, port: int, audit: Path | None, bare: bool) -> None:
     """Start the control plane; Ctrl-C stops all of it. State stays in the folder and is there at the next start."""
     if kubeconfig is not None and audit is not None:
         raise click.UsageError("--audit-log-path is for an API server started here: leave it or --kubeconfig out")
+    if bare and kubeconfig is not None:
+        raise click.UsageError("--kubeconfig starts the operator alone, which --bare leaves out: give one of them")
     folder = Folder.at(path)
     if detach:
-        _up_detached(folder, kubeconfig, port, audit)
+        _up_detached(folder, kubeconfig, port, audit, bare=bare)
         return
     progress = _progress()
     _log_to_stderr()
@@ -82,7 +85,7 @@ def up(path: Path, detach: bool, kubeconfig: Path | None, port: int, audit: Path
             from agenthive_operator.local.supervisor import Options  # noqa: PLC0415
 
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_up(Options(folder, kubeconfig, port, audit), lock, progress))
+                runner.run(_up(Options(folder, kubeconfig, port, audit, bare), lock, progress))
     except (RuntimeError, OSError, ValueError, StartError, ApiError, aiohttp.ClientError) as error:
         # What keeps a control plane from coming up; our own errors are RuntimeErrors with a text meant for people.
         raise click.ClickException(str(error) or type(error).__name__) from error
@@ -151,12 +154,14 @@ def _log_to_stderr() -> None:
     )
 
 
-def _up_detached(folder: Folder, kubeconfig: Path | None, port: int, audit: Path | None) -> None:
+def _up_detached(folder: Folder, kubeconfig: Path | None, port: int, audit: Path | None, *, bare: bool) -> None:
     if (holder := folder.holder()) is not None:
         raise click.ClickException(str(AlreadyUpError(folder.root, holder.get("pid"))))
     folder.create()
     argv = [sys.executable, "-P", "-m", "agenthive_operator.local.cli", "up", "--dir", str(folder.root)]
     argv += ["--port", str(port)]
+    if bare:
+        argv.append("--bare")
     if kubeconfig is not None:
         argv += ["--kubeconfig", str(kubeconfig.absolute())]
     if audit is not None:
@@ -256,14 +261,23 @@ async def _status(folder: Folder) -> dict[str, Any]:
     kubeconfig = Path(holder.get("kubeconfig") or folder.kubeconfig)
     try:
         async with ApiClient(Connection.from_kubeconfig(kubeconfig)) as client:
-            report["operator"] = await _operator_health(holder.get("probe"))
+            report["operator"] = "left out" if holder.get("bare") else await _operator_health(holder.get("probe"))
             for name, resource in (("hives", HIVES), ("agents", AGENTS), ("pods", PODS)):
-                items, _ = await client.list(resource)
-                report[name] = [_row(item) for item in items]
+                report[name] = [_row(item) for item in await _items(client, resource)]
     except (ApiError, aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
         # Starting, or its API server is being restarted: say so rather than fail.
         report["error"] = f"the API server does not answer: {error or type(error).__name__}"
     return report
+
+
+async def _items(client: ApiClient, resource: Resource) -> list[Obj]:
+    """All objects of a kind; none where nobody has applied its CRD."""
+    try:
+        return (await client.list(resource))[0]
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return []
 
 
 async def _operator_health(probe: str | None) -> str:

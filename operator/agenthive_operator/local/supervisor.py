@@ -51,6 +51,8 @@ class Options:
     port: int = 0
     #: A file that gets a line for each request, in the form of kube-apiserver's audit log; None: no such file.
     audit: Path | None = None
+    #: Start neither operator nor CRDs: whoever uses the control plane brings them.
+    bare: bool = False
 
 
 #: Called with each step of progress, for people.
@@ -88,8 +90,13 @@ async def control_plane(options: Options, lock: FolderLock, report: Report) -> A
             report(f"{plane.name} serves on {plane.url} ({time.monotonic() - began:.1f} s)")
             kubeconfig, server = folder.kubeconfig, plane.url
             client = await stack.enter_async_context(ApiClient(Connection.from_kubeconfig(kubeconfig)))
-            await _apply_crds(client, await manifests, report)
             addresses = Addresses(folder.addresses, folder.root)
+            if options.bare:
+                await stack.enter_async_context(_node(folder, client, plane, addresses, records, report))
+                lock.describe(started=time.time(), server=server, kubeconfig=str(kubeconfig), bare=True)
+                yield
+                return
+            await _apply_crds(client, await manifests, report)
             probe = f"{addresses.node}:{OPERATOR_PORT}"
             # The operator starts while controllers and kubelet do; it ends before them.
             operator = await _start_operator(stack, folder, kubeconfig, probe, records)
@@ -114,6 +121,7 @@ async def _node(
         places=places,
         addresses=addresses,
         records=records,
+        kubeconfig=folder.kubeconfig,
         token=plane.kubelet_token,
         tls=plane.kubelet_tls,
     )

@@ -142,7 +142,7 @@ async def test_what_it_does_not_do_it_refuses(client: Client) -> None:
     )  # fmt: skip
     assert (status, answer["reason"]) == (415, "UnsupportedMediaType")
     assert "as JSON or YAML" in answer["message"]
-    assert (await client("GET", "/apis/batch/v1/jobs"))[0] == 404
+    assert (await client("GET", "/apis/batch/v1/cronjobs"))[0] == 404
     assert (await client("POST", MAPS, b"x", "application/cbor"))[0] == 415
     await client("POST", "/apis/apps/v1/namespaces/default/deployments", deployment("a"))
     path = "/apis/apps/v1/namespaces/default/deployments/a/scale?fieldManager=m"

@@ -100,6 +100,7 @@ async def node(api_server, kube_namespace, reachable_folder, monkeypatch) -> Asy
             places=places,
             addresses=Addresses(folder / "addresses.json", folder),
             records=Records(folder / "processes"),
+            kubeconfig=api_server.kubeconfig,
             token=None if api_server.real else api_server.token,
             tls=ensure_tls(folder).kubelet_context(ensure_client(api_server.ca.parent)[0]) if api_server.real else None,
         )

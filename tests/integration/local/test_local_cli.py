@@ -186,3 +186,10 @@ def test_the_operator_alone(api_server, reachable_folder) -> None:
     finally:
         local("down", folder=folder)
     assert processes(folder) == []
+
+
+def test_a_bare_control_plane_has_no_operator_to_start_elsewhere(tmp_path) -> None:
+    (tmp_path / "kubeconfig").touch()
+    done = local("up", "--bare", "--kubeconfig", str(tmp_path / "kubeconfig"), folder=tmp_path / "plane")
+    assert done.returncode == 2
+    assert "give one of them" in done.stderr

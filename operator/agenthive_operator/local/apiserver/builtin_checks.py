@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from . import crds, errors
+from . import crds, errors, jobs
 from .errors import FieldError, Json
 from .kinds import Kind
 from .network_checks import check_network_policy
@@ -339,6 +339,10 @@ def _stateful_set(obj: Json, old: Json | None) -> list[FieldError]:
     return found
 
 
+def _job(obj: Json, old: Json | None) -> list[FieldError]:
+    return _pod_spec(obj["spec"].get("template", {}).get("spec", {}), "spec.template.spec") + jobs.check(obj, old)
+
+
 def _service(obj: Json, old: Json | None) -> list[FieldError]:
     spec = obj.get("spec", {})
     found: list[FieldError] = []
@@ -426,6 +430,7 @@ _CHECKS: dict[str, Callable[[Json, Json | None], list[FieldError]]] = {
     "replicasets.apps": _workload,
     "daemonsets.apps": _workload,
     "statefulsets.apps": _stateful_set,
+    "jobs.batch": _job,
     "leases.coordination.k8s.io": _lease,
     "networkpolicies.networking.k8s.io": check_network_policy,
     "rolebindings.rbac.authorization.k8s.io": _binding,

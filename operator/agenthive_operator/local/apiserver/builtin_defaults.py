@@ -6,7 +6,7 @@ import base64
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from . import crds
+from . import crds, jobs
 from .errors import Json, unprocessable
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ _EMPTY: dict[str, Json] = {
     "deployments.apps": {"strategy": {}, "template": _TEMPLATE},
     "statefulsets.apps": {"updateStrategy": {}, "template": _TEMPLATE},
     "daemonsets.apps": {"updateStrategy": {}, "template": _TEMPLATE},
+    "jobs.batch": {"template": _TEMPLATE},
     "replicasets.apps": {"template": _TEMPLATE},
     "persistentvolumeclaims": {"resources": {}},
 }
@@ -230,6 +231,11 @@ def _daemon_set(obj: Json, _: Json | None) -> None:
     _template(spec)
 
 
+def _job(obj: Json, old: Json | None) -> None:
+    jobs.fill(obj, old)
+    _template(obj["spec"])
+
+
 def _service(obj: Json, old: Json | None) -> None:
     spec = obj.setdefault("spec", {})
     _fill(spec, type="ClusterIP", sessionAffinity="None")
@@ -313,6 +319,7 @@ _DEFAULTS: dict[str, Callable[[Json, Json | None], None]] = {
     "replicasets.apps": _replica_set,
     "statefulsets.apps": _stateful_set,
     "daemonsets.apps": _daemon_set,
+    "jobs.batch": _job,
     "endpointslices.discovery.k8s.io": _endpoint_slice,
     "networkpolicies.networking.k8s.io": _network_policy,
     "rolebindings.rbac.authorization.k8s.io": _binding,

@@ -25,7 +25,7 @@ class DeleteOptions:
 
     Attributes:
         grace: Seconds; None takes the object's own.
-        propagation: ``Background``, ``Foreground`` or ``Orphan``; empty for the default, which is Background.
+        propagation: ``Background``, ``Foreground`` or ``Orphan``; empty: Background, Orphan of Jobs.
         uid: Refuse unless the object has it.
         version: Refuse unless the object has this resourceVersion.
         dry_run: Change nothing.
@@ -113,7 +113,9 @@ class Deleter:
     def _finalizers(self, kind: Kind, meta: Json, options: DeleteOptions) -> list[str]:
         found = list(meta.get("finalizers", ()))
         if "deletionTimestamp" not in meta or options.propagation:
-            wanted = {"Foreground": FOREGROUND, "Orphan": ORPHAN}.get(options.propagation)
+            # Of Jobs alone the children stay where nothing is said about them.
+            propagation = options.propagation or ("Orphan" if kind.resource == "jobs.batch" else "")
+            wanted = {"Foreground": FOREGROUND, "Orphan": ORPHAN}.get(propagation)
             if options.propagation:
                 found = [name for name in found if name not in (FOREGROUND, ORPHAN)]
             if wanted:

@@ -22,7 +22,7 @@ VERSION: Json = {
 
 _SUB_VERBS = {
     "exec": ["create", "get"], "log": ["get"], "scale": ["get", "patch", "update"],
-    "status": ["get", "patch", "update"],
+    "status": ["get", "patch", "update"], "token": ["create"],
 }  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from .writes import Options, Writer
 
 log = logging.getLogger(__name__)
 
+NEVER = "9999-12-31T23:59:59Z"
 _OPEN = ("/healthz", "/livez", "/readyz", "/version")
 
 
@@ -157,6 +158,8 @@ class Api:
             if method != "GET":
                 raise errors.method_not_allowed()
             return await proxy_log(self, request, target)
+        if target.sub == "token":
+            return await self._token(request, target)
         if target.sub == "exec":
             if method != "GET":
                 raise errors.bad_request("exec speaks websockets; use kubectl 1.30 or newer")
@@ -175,6 +178,15 @@ class Api:
                 if not target.sub:
                     return await self._delete(request, target, query)
         raise errors.method_not_allowed()
+
+    async def _token(self, request: web.BaseRequest, target: Target) -> web.Response:
+        if request.method != "POST":
+            raise errors.method_not_allowed()
+        self.writer.existing(target.kind, target.key)
+        body = await bodies.read_object(request)
+        # There is one token here, and no end of it: every account is whoever started this server.
+        body["status"] = {"token": self.authorization.removeprefix("Bearer "), "expirationTimestamp": NEVER}
+        return answer_object(body, 201)
 
     async def _read(self, request: web.BaseRequest, target: Target, query: Mapping[str, str]) -> web.StreamResponse:
         form = routing.wanted_form(request.headers.get("Accept", ""))

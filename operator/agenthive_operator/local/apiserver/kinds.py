@@ -116,6 +116,8 @@ class Kind:
             found.append("scale")
         if self.resource == "pods":
             found += ["exec", "log"]
+        if self.resource == "serviceaccounts":
+            found.append("token")
         return tuple(found)
 
 
@@ -180,6 +182,9 @@ BUILTIN: tuple[Kind, ...] = (
     _apps("StatefulSet", "statefulsets", "sts"),
     _apps("DaemonSet", "daemonsets", "ds", scale=False),
     Kind("apps", "v1", "ControllerRevision", "controllerrevisions", model="V1ControllerRevision"),
+    Kind(
+        "batch", "v1", "Job", "jobs", categories=("all",), has_status=True, generation=True, model="V1Job",
+    ),
     Kind("coordination.k8s.io", "v1", "Lease", "leases", model="V1Lease"),
     Kind("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", model="V1EndpointSlice", generation=True),
     Kind(

@@ -21,7 +21,7 @@ class Target:
         kind: The resource.
         namespace: None for cluster-scoped objects and for lists over all namespaces.
         name: Empty for the collection.
-        sub: ``status``, ``scale``, ``exec``, ``log`` or empty.
+        sub: ``status``, ``scale``, ``exec``, ``log``, ``token`` or empty.
     """
 
     kind: Kind

@@ -132,6 +132,22 @@ def _ready_of(obj: Json, _: datetime) -> str:
     return f"{obj.get('status', {}).get('readyReplicas', 0)}/{obj.get('spec', {}).get('replicas', 0)}"
 
 
+def _job_status(obj: Json, _: datetime) -> str:
+    return next((kind for kind in ("Complete", "Failed") if _condition(obj, kind) == "True"), "Running")
+
+
+def _job_completions(obj: Json, _: datetime) -> str:
+    return f"{obj.get('status', {}).get('succeeded', 0)}/{obj.get('spec', {}).get('completions', 1)}"
+
+
+def _job_duration(obj: Json, moment: datetime) -> str:
+    status = obj.get("status", {})
+    if "startTime" not in status:
+        return ""
+    end = status.get("completionTime")
+    return age(status["startTime"], datetime.fromisoformat(end) if end else moment)
+
+
 def _service_ports(obj: Json, _: datetime) -> str:
     ports = obj.get("spec", {}).get("ports", ())
     shown = []
@@ -244,6 +260,10 @@ COLUMNS: dict[str, Builtin] = {
         _Column("Ready", _at("status.readyReplicas", 0), "integer"), AGE, *_WORKLOAD_WIDE, _SELECTOR,
     ),
     "statefulsets.apps": (_Column("Ready", _ready_of), AGE, *_WORKLOAD_WIDE),
+    "jobs.batch": (
+        _Column("Status", _job_status), _Column("Completions", _job_completions),
+        _Column("Duration", _job_duration), AGE, *_WORKLOAD_WIDE, _SELECTOR,
+    ),
     "services": (
         _Column("Type", _at("spec.type")), _Column("Cluster-IP", _at("spec.clusterIP", "<none>")),
         _Column("External-IP", _external_ip), _Column("Port(s)", _service_ports), AGE, _SELECTOR,

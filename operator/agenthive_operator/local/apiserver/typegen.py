@@ -18,9 +18,9 @@ TARGET = Path(__file__).with_name("builtin_types.json")
 ROOTS = (
     "V1Pod", "V1Service", "V1Endpoints", "V1Secret", "V1ConfigMap", "V1ServiceAccount", "V1PersistentVolumeClaim",
     "V1PersistentVolume", "V1Node", "V1Namespace", "CoreV1Event", "EventsV1Event", "V1Deployment", "V1ReplicaSet",
-    "V1StatefulSet", "V1DaemonSet", "V1ControllerRevision", "V1Lease", "V1PodDisruptionBudget", "V1NetworkPolicy",
-    "V1Role", "V1RoleBinding", "V1ClusterRole", "V1ClusterRoleBinding", "V1EndpointSlice", "V1StorageClass",
-    "V1PriorityClass", "V1ResourceQuota", "V1LimitRange", "V1Scale", "V1CustomResourceDefinition",
+    "V1StatefulSet", "V1DaemonSet", "V1Job", "V1ControllerRevision", "V1Lease", "V1PodDisruptionBudget",
+    "V1NetworkPolicy", "V1Role", "V1RoleBinding", "V1ClusterRole", "V1ClusterRoleBinding", "V1EndpointSlice",
+    "V1StorageClass", "V1PriorityClass", "V1ResourceQuota", "V1LimitRange", "V1Scale", "V1CustomResourceDefinition",
 )  # fmt: skip
 
 # A CRD's schema is recursive and read by its own module.

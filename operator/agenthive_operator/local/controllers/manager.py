@@ -10,6 +10,7 @@ from agenthive_operator.local.controllers.claims import ClaimController
 from agenthive_operator.local.controllers.deployment import DeploymentController
 from agenthive_operator.local.controllers.endpoints import EndpointsController
 from agenthive_operator.local.controllers.garbage import GarbageCollector
+from agenthive_operator.local.controllers.job import JobController
 from agenthive_operator.local.controllers.replicaset import ReplicaSetController
 from agenthive_operator.local.controllers.scheduler import Scheduler
 from agenthive_operator.local.controllers.statefulset import StatefulSetController
@@ -31,6 +32,7 @@ class Controllers:
             DeploymentController(informers),
             ReplicaSetController(informers),
             StatefulSetController(informers),
+            JobController(informers),
             EndpointsController(informers),
             ClaimController(informers, claims_root),
             Scheduler(informers, node),

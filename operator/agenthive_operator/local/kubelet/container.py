@@ -14,7 +14,7 @@ import aiohttp
 
 from agenthive_operator.local.client import ApiClient, ApiError
 from agenthive_operator.local.images import BIND, Image, ImageContext, image_for
-from agenthive_operator.local.kubelet import environment, probes, sources, volumes
+from agenthive_operator.local.kubelet import access, environment, probes, sources, volumes
 from agenthive_operator.local.kubelet.backoff import CrashLoop, restarts
 from agenthive_operator.local.kubelet.environment import ConfigError
 from agenthive_operator.local.kubelet.events import Recorder
@@ -44,6 +44,8 @@ class Host:
     names: sources.Names
     records: Records
     event: Recorder
+    #: How the control plane's own user reaches the API.
+    kubeconfig: Path
     #: Seconds of the first CrashLoopBackOff.
     backoff_base: float
     #: The logs being written, by their folder.
@@ -145,6 +147,10 @@ class Container:
             "HOSTNAME": pod["spec"].get("hostname") or pod["metadata"]["name"],
             BIND: self._view.address,
         }
+        if access.wants_access(pod):
+            file = self._folder / "kubeconfig"
+            access.write_kubeconfig(self._host.kubeconfig, file, await access.token_of(self._host.client, pod))
+            base["KUBECONFIG"] = str(file)
         message_path = spec.get("terminationMessagePath") or "/dev/termination-log"
         paths = volumes.mount_paths(spec, self._view.folders) | {message_path: str(self._message_file)}
         given = self._image.defaults() | {TERMINATION_LOG: message_path}

@@ -91,6 +91,7 @@ class Kubelet:
         places: its folders.
         addresses: of node and pods.
         records: where processes are written down.
+        kubeconfig: of the API server; pods that ask for access get one with their account's token.
         token: bearer token that callers must present; None: a certificate, which ``tls`` asks for.
         tls: serve logs and exec by HTTPS, as a real API server wants it.
         node: the node's name.
@@ -103,6 +104,7 @@ class Kubelet:
         places: Places,
         addresses: Addresses,
         records: Records,
+        kubeconfig: Path,
         token: str | None = None,
         tls: ssl.SSLContext | None = None,
         node: str = NODE,
@@ -119,6 +121,7 @@ class Kubelet:
             names=Names(informers),
             records=records,
             event=self._events.record,
+            kubeconfig=kubeconfig,
             backoff_base=base_seconds(),
         )
         self._workers: dict[str, PodWorker] = {}
