@@ -1,21 +1,20 @@
 """The Redis users of a hive's agents: made where the operator has administrative access, dropped with their agent.
 
 What an agent's pods connect with is the hive's URL with a user that may do what ``agenthive.bus.access`` lists. Users
-are neither replicated nor, without an ACL file, kept over a restart: each server has them from here. So do its
-functions, which these users may not load.
+are neither replicated nor, without a file of them, kept over a restart: each server has them from here, a managed one
+also from a file (``plan.users``). So do its functions, which these users may not load.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from agenthive.bus import BusUnavailable
-from agenthive.bus.access import user_name, user_prefix, user_rules
+from agenthive.bus.access import user_name, user_prefix
 from agenthive.bus.connections import Connections, info_fields
 from agenthive.bus.endpoint import Endpoint, Node, shown
 from agenthive.bus.wire import Command, Connection, ConnectionLost, ReplyError, open_connection
@@ -24,6 +23,7 @@ from agenthive_operator.backends.logins import Login, with_login
 from agenthive_operator.backends.postgres import Access
 from agenthive_operator.backends.redis import CLIENT_NAME, FIELDS
 from agenthive_operator.backends.reports import without_secret
+from agenthive_operator.plan.users import user_setting
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +47,11 @@ class UsersError(Exception):
 
 @dataclass(slots=True)
 class _Server:
-    """One server as it was left: its incarnation, and the passwords its users have, by agent."""
+    """One server as it was left: its incarnation, the passwords its users have, by agent, and who has a user at all."""
 
     run: str = ""
     made: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    there: set[str] | None = None
 
 
 class HiveUsers:
@@ -81,6 +82,13 @@ class HiveUsers:
     def is_ready(self, agent: str, password: str) -> bool:
         """Whether every server in reach lets ``agent`` in with this password."""
         return self._proven and password in self._ready.get(agent, ())
+
+    def standing(self) -> dict[str, tuple[str, ...] | None] | None:
+        """Who has a user on a Redis of one server, with its passwords (None: others made it); None while unknown."""
+        if len(self._servers) != 1:
+            return None
+        (server,) = self._servers.values()
+        return None if server.there is None else {agent: server.made.get(agent) for agent in server.there}
 
     async def sync(
         self,
@@ -182,6 +190,7 @@ class HiveUsers:
                 failure = failure or answer
             else:
                 server.made[agent] = wishes[agent]
+                there.add(agent)
         if lacking and failure is None:
             logger.info("made %d users of agents at %s", len(lacking), shown(node))
         for agent in sorted(there - wishes.keys()):
@@ -194,6 +203,7 @@ class HiveUsers:
         for agent in dropped:
             server.made.pop(agent, None)
             self._ready.pop(agent, None)
+        server.there = there.difference(dropped)
         return failure
 
     async def _conclude(
@@ -248,9 +258,8 @@ async def remove_users(url: str, scope: HiveScope) -> None:
 
 
 def setting(scope: HiveScope, agent: str, passwords: Sequence[str]) -> list[str]:
-    """What ACL SETUSER is told of an agent's user behind its name. Of passwords the server gets digests. Pure."""
-    digests = [f"#{hashlib.sha256(password.encode()).hexdigest()}" for password in passwords]
-    return ["reset", "on", *digests, *user_rules(scope, agent)]
+    """What ACL SETUSER is told of an agent's user behind its name. Pure."""
+    return ["reset", *user_setting(scope, agent, passwords)]
 
 
 def _endpoint(url: str) -> Endpoint:

@@ -20,11 +20,13 @@ class ObservedServer:
             Templates are immutable: a larger size goes to the claim itself (``plan_claims``).
         annotated: Whether the claim may carry annotations from the spec as it was: the StatefulSet that exists has
             some, or none exists and the claim may be an earlier hive's.
+        users: Of Redis, the users of its agents as ``users.user_file`` has them; empty for none.
     """
 
     password: str | None = None
     claim_size: str | None = None
     annotated: bool = False
+    users: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,11 @@ def server_name(hive: str, component: Component) -> str:
     return f"{hive}-{component}"
 
 
+def users_name(hive: str) -> str:
+    """Name of the Secret with the users of a hive's managed Redis."""
+    return f"{server_name(hive, 'redis')}-users"
+
+
 def agent_secret_name(agent: str) -> str:
     """Name of the Secret with the connections of ``agent``."""
     return f"{agent}-agenthive"

@@ -1,4 +1,4 @@
-"""The managed Redis of a hive: append-only file on, password, nothing evicted."""
+"""The managed Redis of a hive: append-only file on, password, nothing evicted, users of agents from a file."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from typing import Any
 from urllib.parse import quote
 
 from agenthive_operator.api.hive import AgentHive, ManagedRedis
-from agenthive_operator.plan import pods
+from agenthive_operator.plan import names, pods
 from agenthive_operator.plan.inputs import ObservedServer
 from agenthive_operator.plan.quantity import value
 from agenthive_operator.plan.servers import (
     SECRET_PATH,
     ServerParts,
+    encoded,
     password_of,
     server_objects,
     service_host,
@@ -19,6 +20,7 @@ from agenthive_operator.plan.servers import (
 
 PORT = 6379
 CONFIG_PATH = "/etc/agenthive"
+USERS_FILE = "users.acl"
 DEFAULT_RESOURCES = {"requests": {"cpu": "50m", "memory": "128Mi"}}
 # Redis forks to rewrite its file: what it may hold is less than what the container may use.
 MEMORY_SHARE = 3, 4
@@ -26,7 +28,7 @@ GRACE_SECONDS = 30
 
 
 def plan_redis(hive: AgentHive, spec: ManagedRedis, observed: ObservedServer) -> list[dict[str, Any]]:
-    """Secret, ConfigMap, Service and StatefulSet of the managed Redis.
+    """Secret, ConfigMap, Service and StatefulSet of the managed Redis; the Secret of its users, once it has some.
 
     Raises:
         MissingPasswordError: ``observed`` holds no password.
@@ -44,8 +46,16 @@ def plan_redis(hive: AgentHive, spec: ManagedRedis, observed: ObservedServer) ->
         config={"redis.conf": _config(spec)},
         config_path=CONFIG_PATH,
         grace=GRACE_SECONDS,
+        beside=names.users_name(hive.metadata.name),
     )
-    return server_objects(hive, "redis", spec, observed, parts)
+    objects = server_objects(hive, "redis", spec, observed, parts)
+    return [*objects, _users(hive, observed.users)] if observed.users else objects
+
+
+def _users(hive: AgentHive, text: str) -> dict[str, Any]:
+    secret = names.hive_child("v1", "Secret", hive, "redis", type="Opaque", data=encoded({USERS_FILE: text}))
+    secret["metadata"]["name"] = names.users_name(hive.metadata.name)
+    return secret
 
 
 def redis_url(hive: AgentHive, password: str) -> str:
@@ -56,6 +66,8 @@ def redis_url(hive: AgentHive, password: str) -> str:
 def _config(spec: ManagedRedis) -> str:
     lines = [
         f"include {SECRET_PATH}/auth.conf",
+        # A pattern: where no agent has a user yet there is no such file.
+        f"include {SECRET_PATH}/*.acl",
         f"port {PORT}",
         # Every interface, IPv6 where there is one: in a pod's own network the password is what protects.
         "bind * -::*",

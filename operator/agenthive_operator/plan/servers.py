@@ -37,6 +37,7 @@ class ServerParts:
         config: Texts of the ConfigMap; empty means none.
         config_path: Where the ConfigMap is mounted.
         grace: Seconds between SIGTERM and SIGKILL.
+        beside: A Secret that may be there, whose texts lie beside those of ``secret``; a change restarts nothing.
     """
 
     container: dict[str, Any]
@@ -46,6 +47,7 @@ class ServerParts:
     config: Mapping[str, str]
     config_path: str
     grace: int
+    beside: str | None = None
 
 
 def password_of(observed: ObservedServer, hive: AgentHive, component: Component) -> str:
@@ -142,9 +144,7 @@ def _stateful_set(
 
 def _pod_spec(name: str, spec: ManagedServer, parts: ServerParts) -> dict[str, Any]:
     mounts = [pods.mount(DATA_VOLUME, parts.data_path), pods.mount("secret", SECRET_PATH, read_only=True)]
-    volumes: list[dict[str, Any]] = [
-        {"name": "secret", "secret": {"secretName": name, "defaultMode": SECRET_MODE}},
-    ]
+    volumes: list[dict[str, Any]] = [_secret_volume(name, parts.beside)]
     if parts.config:
         mounts.append(pods.mount("config", parts.config_path, read_only=True))
         volumes.append({"name": "config", "configMap": {"name": name}})
@@ -166,6 +166,13 @@ def _pod_spec(name: str, spec: ManagedServer, parts: ServerParts) -> dict[str, A
     if spec.image_pull_secrets:
         pod["imagePullSecrets"] = [secret.dump() for secret in spec.image_pull_secrets]
     return pod
+
+
+def _secret_volume(name: str, beside: str | None) -> dict[str, Any]:
+    if beside is None:
+        return {"name": "secret", "secret": {"secretName": name, "defaultMode": SECRET_MODE}}
+    sources = [{"secret": {"name": name}}, {"secret": {"name": beside, "optional": True}}]
+    return {"name": "secret", "projected": {"sources": sources, "defaultMode": SECRET_MODE}}
 
 
 def _claim_template(

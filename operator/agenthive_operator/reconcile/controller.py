@@ -124,7 +124,7 @@ class Controller:
             ),
             logins=Logins(kube, cache, self.queue),
             rolls=Rolls(cache, self.queue),
-            users=Users(kube, cache, look_at=self.queue.add, poke=redis.poke),
+            users=Users(kube, cache, look_at=self.queue.add, look_later=self.queue.add_after, poke=redis.poke),
         )
         self._hives = HiveReconciler(self.context)
         self._agents = AgentReconciler(self.context)

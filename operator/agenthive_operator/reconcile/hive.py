@@ -27,8 +27,10 @@ from agenthive_operator.plan.names import (
     HIVE_LABEL,
     INSTANCE_ANNOTATION,
     server_name,
+    users_name,
 )
 from agenthive_operator.plan.network import blame, closed_servers, plan_network
+from agenthive_operator.plan.redis import USERS_FILE
 from agenthive_operator.plan.references import hive_references
 from agenthive_operator.plan.replicas import replicas_of
 from agenthive_operator.plan.rotation import token
@@ -46,7 +48,7 @@ from agenthive_operator.reconcile.conditions import (
 from agenthive_operator.reconcile.context import Context, HiveState
 from agenthive_operator.reconcile.deletion import HiveDeletion, ensure_finalizer
 from agenthive_operator.reconcile.status import FigureGate, hive_status, is_true, merge_conditions, only_ready
-from agenthive_operator.reconcile.stores import Connection, Server, Stores
+from agenthive_operator.reconcile.stores import Connection, Server, Stores, scope_of
 
 PASSWORD_BYTES: Final = 24
 INSTANCE_ALPHABET: Final = "abcdefghijkmnpqrstuvwxyz23456789"
@@ -149,7 +151,8 @@ class HiveReconciler:
         pointed = [Reference(entry.kind, key.namespace, entry.name) for entry in hive_references(hive)]
         self._context.references.register(key, pointed)
         observed = ObservedHive(
-            redis=await self._observe_server(hive, "redis"), postgres=await self._observe_server(hive, "postgres")
+            redis=await self._observe_server(key, hive, "redis"),
+            postgres=await self._observe_server(key, hive, "postgres"),
         )
         planned, policies = plan_hive(hive, observed), plan_network(hive, self._context.options.place)
         children = self._context.children
@@ -169,15 +172,30 @@ class HiveReconciler:
             return problem
         return Problem(problem.reason, blame(problem.message))
 
-    async def _observe_server(self, hive: AgentHive, server: Server) -> ObservedServer:
-        """The password a managed server has, or a fresh one; and the size of its claim."""
+    async def _observe_server(self, key: Key, hive: AgentHive, server: Server) -> ObservedServer:
+        """The password a managed server has, or a fresh one; the size of its claim; of Redis, the file of users."""
         if (hive.spec.redis.run if server == "redis" else hive.spec.postgres.run) is None:
+            if server == "redis":
+                self._context.users.forget_file(key)
             return ObservedServer()
         namespace, name = hive.metadata.namespace, server_name(hive.metadata.name, server)
         secret = await self._context.children.live("Secret", namespace, name)
         stateful_set = await self._context.children.live("StatefulSet", namespace, name)
         password = known_password(secret, hive.metadata.name) or secrets.token_urlsafe(PASSWORD_BYTES)
-        return ObservedServer(password, claim_size(stateful_set), annotated=is_annotated(stateful_set))
+        users = await self._users_of(key, hive) if server == "redis" else ""
+        return ObservedServer(password, claim_size(stateful_set), annotated=is_annotated(stateful_set), users=users)
+
+    async def _users_of(self, key: Key, hive: AgentHive) -> str:
+        """The file of users that the managed Redis is to find when it starts."""
+        scope, users = scope_of(hive), self._context.users
+        held = ""
+        if not users.has_file(key, scope):
+            secret = await self._context.children.live("Secret", key.namespace, users_name(key.name))
+            held = secret_data(secret).get(USERS_FILE, "") if secret is not None and is_of(secret, key.name) else ""
+        text, again = users.file(key, scope, held)
+        if again is not None:
+            self._context.queue.add_after(key, again)
+        return text
 
     async def _look(self, key: Key, hive: AgentHive) -> Found:
         """Where the stores are, and what the latest look at each found."""

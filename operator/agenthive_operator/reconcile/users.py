@@ -1,15 +1,19 @@
 """Which agents are to have a Redis user of their own, and whether they have it: as ``reconcile.logins`` for PostgreSQL.
 
 An Agent's reconciler says what it wants and goes on; the look at Redis makes the users and has the Agents looked at
-again. A vigil has Redis looked at as soon as one of its servers was restarted and so lost its users.
+again. A vigil has Redis looked at as soon as one of its servers was restarted and so lost its users. A managed server
+finds them again in a file, which follows what it has; many changes at once are one change of the file.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 from agenthive.bus.access import user_name
 from agenthive.bus.endpoint import Endpoint
@@ -20,27 +24,56 @@ from agenthive_operator.backends.postgres import Access
 from agenthive_operator.backends.reports import StoreReport
 from agenthive_operator.backends.users import HiveUsers, UsersError, remove_users
 from agenthive_operator.backends.vigil import Vigil
+from agenthive_operator.plan.users import user_file
 from agenthive_operator.reconcile.cache import Key, ObjectCache
 from agenthive_operator.reconcile.logins import PASSWORD_BYTES, is_gone
+
+logger = logging.getLogger(__name__)
+
+SETTLE_SECONDS: Final = 5.0
+"""A file of users is written so long after the first change that it lacks: what else changes until then goes with it.
+A pod that runs sees a change of a Secret after a minute anyway."""
+
+
+@dataclass(slots=True)
+class _File:
+    """A file of users: what it is to hold, whose users it has, and since when there are others."""
+
+    scope: HiveScope
+    text: str = field(repr=False)
+    standing: Mapping[str, Sequence[str] | None] | None = field(default=None, repr=False)
+    since: float | None = None
 
 
 class Users:
     """The users of the agents of all hives that have such."""
 
     def __init__(
-        self, kube: Kube, cache: ObjectCache, *, look_at: Callable[[Key], None], poke: Callable[[Key], None]
+        self,
+        kube: Kube,
+        cache: ObjectCache,
+        *,
+        look_at: Callable[[Key], None],
+        look_later: Callable[[Key, float], None],
+        poke: Callable[[Key], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``look_at`` has an Agent reconciled, ``poke`` has the Redis of a hive looked at."""
+        """What to call: ``look_at`` has an Agent reconciled, ``poke`` has the Redis of a hive looked at, ``look_later``
+        has a hive reconciled in so many seconds.
+        """
         self._kube = kube
         self._cache = cache
         self._look_at = look_at
+        self._look_later = look_later
         self._poke = poke
+        self._clock = clock
         self._hives: dict[Key, HiveUsers] = {}
         self._hive_of: dict[Key, Key] = {}
         self._servers: dict[Key, str] = {}
         self._vigils: dict[Key, Vigil] = {}
         self._locks: dict[Key, asyncio.Lock] = {}
         self._ending: set[Key] = set()
+        self._files: dict[Key, _File] = {}
 
     def want(
         self,
@@ -111,9 +144,48 @@ class Users:
                 nodes = await users.sync(access, scope, is_gone=nobody_needs, on_ready=on_ready)
             except UsersError as error:
                 return replace(report, ok=False, reason=error.reason, message=str(error))
+            finally:
+                self._note_standing(hive, users)
             if self._vigils.get(hive) is vigil:
                 vigil.keep(endpoint, nodes)
         return report
+
+    def has_file(self, hive: Key, scope: HiveScope) -> bool:
+        """Whether it is known what the file of a managed server's users is to hold."""
+        return hive in self._files and self._files[hive].scope == scope
+
+    def file(self, hive: Key, scope: HiveScope, held: str = "") -> tuple[str, float | None]:
+        """What the file of a managed server's users is to hold, and the seconds after which to ask again, if any.
+
+        ``held``: what it holds, where ``has_file`` says no.
+        """
+        if not self.has_file(hive, scope):
+            self._files[hive] = _File(scope, held)
+        file, users = self._files[hive], self._hives.get(hive)
+        standing = users.standing() if users is not None else None
+        if standing is None or standing == file.standing:
+            file.since = None
+            return file.text, None
+        now = self._clock()
+        file.since = now if file.since is None else file.since
+        if (left := file.since + SETTLE_SECONDS - now) > 0:
+            return file.text, left
+        found = user_file(scope, file.text, standing)
+        if found.left_out:
+            logger.warning("the file of the users of %s has no room for %d: see docs/security.md", hive, found.left_out)
+        file.text, file.standing, file.since = found.text, standing, None
+        return file.text, None
+
+    def forget_file(self, hive: Key) -> None:
+        """The hive has no managed server, or none any more."""
+        self._files.pop(hive, None)
+
+    def _note_standing(self, hive: Key, users: HiveUsers) -> None:
+        """Have the file looked at when its time has come."""
+        file, standing = self._files.get(hive), users.standing()
+        if file is not None and file.since is None and standing not in (None, file.standing):
+            file.since = self._clock()
+            self._look_later(hive, SETTLE_SECONDS)
 
     async def remove(self, hive: Key, url: str, scope: HiveScope) -> None:
         """The hive ends: drop all its users, once the look that may be under way has ended. Raises ``UsersError``."""
@@ -140,6 +212,7 @@ class Users:
         self._servers.pop(hive, None)
         self._locks.pop(hive, None)
         self._ending.discard(hive)
+        self.forget_file(hive)
         await self._end_vigil(hive)
 
     async def aclose(self) -> None:
