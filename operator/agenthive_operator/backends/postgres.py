@@ -121,7 +121,11 @@ class HiveSchema:
         return PostgresReport(store, report)
 
     async def _probe(self, url: str, shown: str | None = None, *, schema: str | None = None) -> StoreReport:
-        return await self._looks.look((url, shown, schema), lambda: probe(url, shown=shown, schema=schema))
+        report = await self._looks.look((url, shown), lambda: probe(url, shown=shown))
+        if schema is None or not report.ok:
+            return report
+        # We were let in a moment ago: what differs from hive to hive is asked by a connection that is lent.
+        return await probe(url, shown=shown, schema=schema, connect=self._connect)
 
     async def _migrate(self, url: str, schema: str) -> SchemaReport:
         applied: tuple[str, ...] = ()
@@ -177,7 +181,9 @@ _LOOK: Final = """
 """
 
 
-async def probe(url: str, *, shown: str | None = None, schema: str | None = None) -> StoreReport:
+async def probe(
+    url: str, *, shown: str | None = None, schema: str | None = None, connect: Connect = connected
+) -> StoreReport:
     """Connect, log in and ask what the server is; never raises.
 
     ``url`` is dialled; ``shown`` is the URL as the user knows it. With ``schema`` who logs in has to be able to make
@@ -190,11 +196,8 @@ async def probe(url: str, *, shown: str | None = None, schema: str | None = None
         return StoreReport(False, "InvalidURL", str(error))
     try:
         async with asyncio.timeout(PROBE_SECONDS):
-            connection = await connect_once(address, CLIENT_NAME)
-            try:
+            async with connect(address, CLIENT_NAME) as connection:
                 found = await connection.fetchrow(_LOOK, schema or "")
-            finally:
-                await close_once(connection)
     except (StoreError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
         if (failed := tls_error(error)) is not None:
             text = f"PostgreSQL at {endpoint}: {tls_advice(failed, 'postgres')}"

@@ -11,9 +11,12 @@ import pytest
 from agenthive.settings import HiveScope
 from agenthive.store import schema_name
 from agenthive.store.database import Address
+from agenthive.store.naming import quote
 from agenthive_operator.backends import shared
+from agenthive_operator.backends.logins import Login, with_login
 from agenthive_operator.backends.postgres import Access, HiveSchema
-from agenthive_operator.backends.shared import Sessions
+from agenthive_operator.backends.reports import StoreReport
+from agenthive_operator.backends.shared import Sessions, SharedLooks
 from agenthive_operator.backends.upkeep import FIRST_SECONDS
 
 CLIENT = "agenthive-shared"
@@ -55,6 +58,26 @@ async def test_more_than_a_few_are_not_kept_and_none_after_the_end(
     await sessions.aclose()
     assert first.is_closed()
     assert second.is_closed()
+
+
+async def test_hives_on_one_server_log_in_once_and_ask_for_their_own_schemas(postgres_url: str, unique: str) -> None:
+    root = await asyncpg.connect(postgres_url)
+    own, lacking = (HiveScope(namespace="shared", hive=f"{unique}-{name}") for name in ("own", "none"))
+    access = Access(with_login(postgres_url, Login(unique, "plain")))
+    sessions, looks = Sessions(), SharedLooks[StoreReport](lambda report: report.ok, clock=lambda: 0.0)
+    await root.execute(f"CREATE ROLE {quote(unique)} LOGIN PASSWORD 'plain'")
+    try:
+        await root.execute(f"CREATE SCHEMA {quote(schema_name(own))} AUTHORIZATION {quote(unique)}")
+        found = await HiveSchema(sessions=sessions, looks=looks).check(access, own)
+        assert found.store.ok, found.store.message
+        await root.execute(f"ALTER ROLE {quote(unique)} PASSWORD 'changed'")  # who logged in again would be refused
+        found = await HiveSchema(sessions=sessions, looks=looks).check(access, lacking)
+        assert found.store.reason == "PrivilegesMissing"
+    finally:
+        await sessions.aclose()
+        await root.execute(f"DROP OWNED BY {quote(unique)} CASCADE")
+        await root.execute(f"DROP ROLE {quote(unique)}")
+        await root.close()
 
 
 async def test_a_new_schema_has_partitions_until_tomorrow_and_the_rest_with_its_housekeeping(postgres_url: str) -> None:
