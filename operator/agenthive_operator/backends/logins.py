@@ -13,7 +13,15 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlunsplit
 
 from agenthive.store.database import Address, close_once, connect_once
 from agenthive.store.errors import StoreError, StorePermissionError, StoreUnavailable
-from agenthive.store.roles import agent_role, drop_agent, ensure_agent, ensure_roles, known_agents, role_names
+from agenthive.store.roles import (
+    agent_role,
+    drop_agent,
+    ensure_agent,
+    ensure_agents,
+    ensure_roles,
+    known_agents,
+    role_names,
+)
 from agenthive.urls import split_url
 from agenthive_operator.backends.postgres import CLIENT_NAME, FIELDS, Access
 from agenthive_operator.backends.reports import SchemaReport
@@ -29,6 +37,8 @@ class Login:
     password: str = field(repr=False)
 
 
+TOGETHER: Final = 20
+"""So many logins are made in one transaction: each hashes its password, which the event loop waits for."""
 GENERATIONS: Final = (0, 1)
 """An agent's logins take turns: a role has one password, and two are to be valid while the one replaces the other."""
 
@@ -161,13 +171,19 @@ class HiveLogins:
     ) -> SchemaReport | None:
         """Logins that lack; one that cannot be made does not keep the others from being made."""
         failure: SchemaReport | None = None
-        for slot, wish in sorted(self._wishes.items(), key=lambda entry: entry[0]):
-            (agent, generation), made = slot, self._made.get(slot)
-            there = slot in self._there
-            if there and made == wish.password and self._proven:
+        together = False
+        for slot in sorted(self._wishes):
+            if self._proven and not together:  # the first has shown that agents are let in
+                together = True
+                await self._make_together(connection, schema)
+            wish = self._wishes.get(slot)
+            if wish is None:
+                continue  # the agent went meanwhile
+            agent, generation = slot
+            if slot in self._there and self._made.get(slot) == wish.password and self._proven:
                 continue
             try:
-                if not there or made not in {None, wish.password} or (made is None and wish.fresh):
+                if self._lacks(slot, wish):
                     self._made.pop(slot, None)
                     await ensure_agent(connection, schema, agent, wish.password, generation=generation)
                     self._there.add(slot)
@@ -190,6 +206,34 @@ class HiveLogins:
             elif wish.following:
                 self._trouble(slot, refusal.message, on_ready)
         return failure
+
+    def _lacks(self, slot: Slot, wish: _Wish) -> bool:
+        """Whether the server has to be told of a login, or of its password."""
+        made = self._made.get(slot)
+        return slot not in self._there or made not in {None, wish.password} or (made is None and wish.fresh)
+
+    async def _make_together(self, connection: Any, schema: str) -> None:
+        """Make what lacks, many in a transaction. Those among which one cannot be made are left to ``_make``."""
+        lacking = [
+            (slot, wish)
+            for slot, wish in sorted(self._wishes.items(), key=lambda entry: entry[0])
+            if self._lacks(slot, wish)
+        ]
+        for start in range(0, len(lacking) if len(lacking) > 1 else 0, TOGETHER):
+            some = lacking[start : start + TOGETHER]
+            for slot, _ in some:
+                self._made.pop(slot, None)
+            try:
+                await ensure_agents(connection, schema, [(*slot, wish.password) for slot, wish in some])
+            except StoreUnavailable:
+                raise
+            except StoreError as error:
+                logger.debug("%d logins in schema %s are made one by one: %s", len(some), schema, error)
+                continue
+            for slot, wish in some:
+                self._there.add(slot)
+                self._believe(slot, wish, fresh=False)
+                logger.info("made login %d of agent %s in schema %s", slot[1], slot[0], schema)
 
     def _believe(self, slot: Slot, wish: _Wish, *, fresh: bool) -> None:
         """Note whether the server knows the password of ``wish``, unless another was wished for meanwhile."""

@@ -42,6 +42,7 @@ __all__ = [
     "drop_logins",
     "drop_roles",
     "ensure_agent",
+    "ensure_agents",
     "ensure_roles",
     "known_agents",
     "known_groups",
@@ -193,10 +194,23 @@ async def ensure_agent(
     script = agent_sql(
         schema, agent, literal(scram_verifier(password)), generation=generation, connection_limit=connection_limit
     )
+    await _run(connection, schema, script)
+    return agent_role(schema, agent, generation)
+
+
+async def ensure_agents(connection: Any, schema: str, logins: Sequence[tuple[str, int, str]]) -> None:
+    """As ``ensure_agent`` for several agents, generations and passwords in one transaction: all of them, or none."""
+    scripts = [
+        agent_sql(schema, agent, literal(scram_verifier(password)), generation=generation)
+        for agent, generation, password in logins
+    ]
+    await _run(connection, schema, "\n".join(scripts))
+
+
+async def _run(connection: Any, schema: str, script: str) -> None:
     async with _explained(schema), plain_names(connection):
         await _lock(connection, schema)
         await connection.execute(script)
-    return agent_role(schema, agent, generation)
 
 
 async def known_agents(connection: Any, schema: str) -> dict[str, str]:

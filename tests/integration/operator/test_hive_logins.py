@@ -90,6 +90,18 @@ async def test_logins_are_made_once_and_told_as_soon_as_they_are_ready(scene: Sc
     assert scene.logins.is_ready("anna", "new")
 
 
+async def test_what_lacks_is_made_in_one_transaction_once_the_first_was_let_in(scene: Scene) -> None:
+    agents = ["anna", "bert", "carl", "dora"]
+    for agent in agents:
+        scene.logins.wish(agent, f"of-{agent}", fresh=True)
+    assert await scene.sync() is None
+    assert scene.ready == agents
+    first, *others = [await scene.stamp(agent) for agent in agents]
+    assert len(set(others)) == 1
+    assert first != others[0]
+    assert await scene.lets_in("dora", "of-dora")
+
+
 async def test_a_restarted_operator_believes_what_is_there(scene: Scene) -> None:
     scene.logins.wish("anna", "pw", fresh=True)
     await scene.sync()
