@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import asyncpg
+import psutil
 import pytest
-from tests.e2e.plane import Plane, agent, hive
+import redis.asyncio
+from tests.e2e.plane import Plane, agent, environment, hive
 
 from agenthive.bus.access import user_name
 from agenthive.settings import Settings
@@ -117,9 +120,50 @@ def test_each_agent_has_a_redis_user_that_outlives_the_server(plane: Plane, sett
         assert login.role == user_name(settings.scope, name)
     assert settings.redis_url.get_secret_value() not in before.values()
     assert ask(plane, "anna", "before") == {"kept": "before"}
+    plane.until(lambda: users_in_file(plane) == 2, "the file of users has both")
     pods = plane.get("pod/hive-redis-0")["metadata"]["uid"]
-    plane.kubectl("delete", "pod/hive-redis-0")
-    plane.until(lambda: plane.get("pod/hive-redis-0")["metadata"]["uid"] != pods, "another server runs")
-    plane.wait("condition=Ready", "pod/hive-redis-0", "hive/hive", "agent/anna")
+    with no_operator(plane):
+        plane.kubectl("delete", "pod/hive-redis-0")
+        plane.until(lambda: pods not in plane.kubectl("get", "pods", "-o", "yaml"), "the server ended")
+        plane.until(lambda: plane.kubectl("get", "pods", "-o", "name").count("pod/hive-redis-0"), "another comes")
+        plane.wait("condition=Ready", "pod/hive-redis-0")
+        assert [asyncio.run(comes_in(url)) for url in before.values()] == [True, True]
+    plane.wait("condition=Ready", "hive/hive", "agent/anna")
     assert ask(plane, "anna", "after") == {"kept": "after"}
     assert {name: redis_url(name) for name in before} == before
+
+
+def users_in_file(plane: Plane) -> int:
+    """How many users the managed Redis finds when it starts."""
+    found = plane.kubectl("get", "secret/hive-redis-users", "--ignore-not-found", "-o", "jsonpath={.data.users\\.acl}")
+    return base64.b64decode(found).count(b"user ah:")
+
+
+@contextlib.contextmanager
+def no_operator(plane: Plane) -> Iterator[None]:
+    """Nobody acts meanwhile: the operator is halted."""
+    halted = [process for process in psutil.process_iter() if is_operator(process, plane)]
+    assert halted
+    for process in halted:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in halted:
+            process.resume()
+
+
+def is_operator(process: psutil.Process, plane: Plane) -> bool:
+    """Whether a process is the operator of this plane."""
+    try:
+        return "agenthive_operator" in process.cmdline() and environment(process)["KUBECONFIG"] == str(plane.kubeconfig)
+    except (psutil.Error, KeyError):
+        return False
+
+
+async def comes_in(url: str) -> bool:
+    """Whether Redis lets in by this URL, whose Service name is resolved."""
+    async with await Kube.connect() as kube:
+        dialled = await Resolver(kube, enabled=True).resolve(url)
+    async with redis.asyncio.Redis.from_url(dialled, protocol=2) as client:
+        return bool(await client.ping())
