@@ -13,7 +13,9 @@ from typing import Final
 
 from agenthive_operator.api.agent import Agent
 from agenthive_operator.api.hive import AgentHive
-from agenthive_operator.backends.kube import ApiError, Object
+from agenthive_operator.backends.kube import ApiError, Object, secret_data
+from agenthive_operator.plan.agent import POSTGRES_URL, REDIS_URL
+from agenthive_operator.plan.cutover import leads_to
 from agenthive_operator.plan.names import CHANGE_ANNOTATION, TEMPLATE_ANNOTATION
 from agenthive_operator.plan.rolling import Answer, needs_slot
 from agenthive_operator.plan.rotation import PREVIOUS
@@ -90,15 +92,26 @@ class Release:
         """Leave the pods' template, Secret included, as it is; returns ``why``, or what went wrong meanwhile."""
         if live is None:
             return why
-        await self._drop_revoked(next(plan for plan in planned if plan["kind"] == "Secret"))
+        secret = next(plan for plan in planned if plan["kind"] == "Secret")
+        await self._drop_revoked(secret)
         wanted = next(plan for plan in planned if plan["kind"] == "Deployment")["spec"]["replicas"]
-        if live["spec"].get("replicas") != wanted:
+        present = live["spec"].get("replicas")
+        if present == 0 and wanted and not await self._leads_alike(secret):
+            return why  # the Secret that stays leads to a server which the hive has left
+        if present != wanted:
             # rbac: apps/deployments patch
             self._context.cache.put(await self._context.kube.merge_patch(live, {"spec": {"replicas": wanted}}))
         problem = await self._context.children.apply([p for p in planned if p["kind"] == "PodDisruptionBudget"])
         if problem is None:
             await self._context.children.prune(agent.metadata.uid, planned)
         return problem or why
+
+    async def _leads_alike(self, planned: Object) -> bool:
+        """Whether the Agent's Secret leads where ``planned`` would."""
+        metadata = planned["metadata"]
+        live = await self._context.children.live("Secret", metadata["namespace"], metadata["name"])
+        known, wanted = secret_data(live) if live is not None else {}, secret_data(planned)
+        return all(leads_to(known.get(name), wanted.get(name)) for name in (REDIS_URL, POSTGRES_URL))
 
     async def _drop_revoked(self, planned: Object) -> None:
         metadata = planned["metadata"]

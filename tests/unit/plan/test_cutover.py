@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from agenthive_operator.plan.book import Book, GivenUp, Held, Move, book_of, data_of
-from agenthive_operator.plan.cutover import Candidate, Remains, Seen, Step, decide
+from agenthive_operator.plan.cutover import Candidate, Remains, Seen, Step, decide, leads_to
 
 OLD = Held((("url", "redis://:old-secret@old:6379/0"),), identity="one")
 NEW = Held((("url", "redis://:new-secret@new:6379/0"),))
@@ -94,6 +94,50 @@ def test_the_same_server_by_another_name_rolls() -> None:
     step = decide(seen(candidates={"redis": replace(GOOD, identity="one")}))
     assert step.book == Book(replace(NEW, identity="one"), STORE)
     assert not step.book.halted
+
+
+def test_the_operators_own_server_is_itself_whatever_it_lost() -> None:
+    own = replace(OLD, managed=True)
+    fresh = replace(NEW, managed=True)
+    step = decide(seen(Book(own, STORE), wanted={"redis": fresh, "postgres": STORE}))
+    assert step.book == Book(replace(fresh, identity="one"), STORE)
+
+
+@pytest.mark.parametrize(
+    ("url", "files", "candidate"),
+    [
+        ("redis://:renewed@old:6379/0", (), ""),
+        ("redis://:old-secret@old:6379/0", (("redis-ca.crt", "renewed"),), "one"),
+        ("redis://:renewed@old:6379/0", (), "one"),
+    ],
+)
+def test_what_leads_to_the_same_place_is_the_same_server(url: str, files: Any, candidate: str) -> None:
+    wanted = Held((("admin", "redis://root:x@old:6379/0"), ("url", url)), files)
+    step = decide(
+        seen(wanted={"redis": wanted, "postgres": STORE}, candidates={"redis": replace(GOOD, identity=candidate)})
+    )
+    assert step.book == Book(replace(wanted, identity="one"), STORE)
+    assert step.book.redis is not None
+    assert step.book.redis.mints
+
+
+@pytest.mark.parametrize(
+    ("url", "other", "same"),
+    [
+        ("redis://a:b@db:1/0", None, True),
+        (None, "redis://db:1/0", False),
+        ("redis://a:b@db:1/0", "redis://db:1/0", True),
+        ("redis://db:1/0?ssl_ca_certs=/here/ca", "redis://db:1/0?ssl_ca_certs=%2Fthere%2Fca", True),
+        ("redis+sentinel://s:1/x?sentinel_password=a", "redis+sentinel://s:1/x?sentinel_password=b", True),
+        ("postgresql://db/x?user=a&password=b", "postgresql://c:d@db/x", True),
+        ("redis://db:1/0", "redis://db:1/1", False),
+        ("redis://db:1/0", "rediss://db:1/0", False),
+        ("redis://db:1/0?protocol=2", "redis://db:1/0", False),
+        ("redis://[", "redis://[", True),
+    ],
+)
+def test_logins_and_certificates_lead_nowhere_else(url: str | None, other: str | None, same: bool) -> None:
+    assert leads_to(url, other) is same
 
 
 def test_a_server_in_force_of_unknown_identity_is_another() -> None:
@@ -241,10 +285,17 @@ def test_the_same_database_by_another_name_rolls() -> None:
 
 
 def test_a_book_survives_its_secret() -> None:
-    book = replace(moving("stopping"), given_up=GivenUp("t", ("redis",), "text"))
+    secure = replace(OLD, files=(("redis-ca.crt", "PEM"), ("redis-tls.key", "KEY")))
+    book = replace(moving("stopping"), redis=secure, given_up=GivenUp("t", ("redis",), "text", opened=True))
     assert book_of(data_of(book)) == book
     assert book_of({}) == Book()
-    assert book_of({**data_of(book), "move": "{"}) == BOOK
+    for nonsense in (
+        "{",
+        "[]",
+        '{"servers": []}',
+        '{"phase": "?", "servers": [], "target": "", "until": 0, "drain": 1}',
+    ):
+        assert book_of({**data_of(book), "move": nonsense}) == Book(secure, STORE)
 
 
 def test_no_text_holds_a_secret() -> None:
