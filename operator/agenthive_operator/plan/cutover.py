@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Final, Literal
 from urllib.parse import parse_qsl, urlsplit
 
@@ -372,14 +373,15 @@ def _given_up(seen: Seen, book: Book, notes: dict[Server, Note], left: str) -> S
 def _going_on(seen: Seen, book: Book, notes: dict[Server, Note]) -> Step:
     move = book.move
     assert move is not None, "there is a move"
-    left = max(0, round(move.until - seen.now))
+    # Not how long that is: each second would be a write of the status.
+    end = f"{datetime.fromtimestamp(move.until, UTC):%H:%M:%S} UTC"
     if move.phase == "draining":
         known = seen.remains is not None and seen.remains.gates == "draining"
         what = seen.remains.text if known and seen.remains else "being counted"
-        text = f"nothing new is taken, queues run empty; left: {what}; given up in {left} s"
+        text = f"nothing new is taken, queues run empty; left: {what}; given up at {end}"
     elif move.phase == "stopping":
         pods = f": {', '.join(seen.running[:10])}" if seen.running else ""
-        text = f"agents are stopped{pods}; given up in {left} s"
+        text = f"agents are stopped{pods}; given up at {end}"
     else:
         text = "agents stand at zero pods until the new server is ready"
     added = dict.fromkeys(move.servers, Note("CuttingOver", text))

@@ -158,7 +158,7 @@ def test_drain_closes_the_gates_and_then_stops_all() -> None:
     assert (step.book.gates, step.book.halted) == ("draining", False)
     busy = decide(seen(step.book, remains=replace(EMPTY, waiting=3, outbox=1, agents=("a",)), now=1001.0))
     assert busy.book == step.book
-    assert "left: 3 waiting, 1 in the outbox; of agents a; given up in 99 s" in note(busy)[1]
+    assert "left: 3 waiting, 1 in the outbox; of agents a; given up at 00:18:20 UTC" in note(busy)[1]
     done = decide(seen(busy.book, remains=EMPTY, now=1099.0))
     assert done.book.move == replace(move, phase="stopping", until=1159.0)
     assert (done.book.gates, done.book.halted) == ("stopping", True)
