@@ -253,6 +253,9 @@ def _judged(
             notes[server] = Note("NewServerRefused", f"it is not used ({candidate.reason}): {candidate.message}")
         elif is_same(held, wanted, candidate):
             book = book.with_held(server, replace(wanted, identity=held.identity))
+        elif seen.book.redis is None or seen.book.postgres is None:
+            # No agent has ever run, for that takes both: there is nothing to move.
+            book = book.with_held(server, replace(wanted, identity=candidate.identity))
         elif server == "redis" or is_copy(held, candidate) or is_accepted(seen.accept, candidate):
             movers.append(server)
         else:

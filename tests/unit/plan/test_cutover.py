@@ -146,6 +146,13 @@ def test_a_server_in_force_of_unknown_identity_is_another() -> None:
     assert step.book.move is not None
 
 
+def test_a_hive_that_never_ran_just_takes_another_server() -> None:
+    step = decide(seen(Book(OLD), wanted={"redis": NEW, "postgres": STORE}, good={"redis": True}))
+    assert (step.book, step.notes) == (Book(replace(NEW, identity="two")), {})
+    accepted = postgres(replace(COPY, identity=" 9/5/1", schema=False), Book(postgres=STORE), good={})
+    assert accepted.book == Book(postgres=replace(OTHER, identity=" 9/5/1"))
+
+
 def test_both_candidates_are_waited_for() -> None:
     step = decide(seen(wanted={"redis": NEW, "postgres": OTHER}))
     assert (step.book, step.notes) == (BOOK, {})
