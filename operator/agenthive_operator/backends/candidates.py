@@ -36,7 +36,10 @@ async def redis_candidate(access: Access, scope: HiveScope, needs: redis.Needs, 
             await check_admin(access, scope)
         identity = await redis_identity(access.url, scope, make=False)
     except UsersError as error:
-        return Candidate(False, error.reason, str(error))
+        where = ""
+        if error.reason == "Unreachable" and access.admin is not None:
+            where = f"the URL of {redis.FIELDS['admin']} ({endpoint_of(access.admin, redis.DEFAULT_PORT)}): "
+        return Candidate(False, error.reason, f"{where}{error}")
     except (BusUnavailable, OSError, TimeoutError) as error:
         text = without_secret(str(error), access.url) or "no answer in time"
         return Candidate(False, "Unreachable", f"{report.message} does not tell who it is: {text}")
