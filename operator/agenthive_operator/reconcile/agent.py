@@ -174,6 +174,8 @@ class AgentReconciler:
         digests = await self._digests(key, pointers)
         code = code_reference(agent)
         if code is not None and code not in digests:
+            if state.halted:
+                await self._release.stop(agent)
             text = f"ConfigMap {code.name!r} of spec.codeFrom does not exist; create it"
             return Outcome(Problem("CodeMissing", text))
         secret = await self._context.children.live("Secret", key.namespace, agent_secret_name(key.name))
@@ -181,6 +183,8 @@ class AgentReconciler:
         credentials = await self._rotations.step(key, live, agent, hive, state, secret)
         urls = self._urls(hive, state, secret, credentials)
         if urls is None:
+            if state.halted:
+                await self._release.stop(agent)
             return Outcome()
         observed = ObservedAgent(
             instance_id=state.instance_id,

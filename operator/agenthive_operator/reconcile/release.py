@@ -20,7 +20,7 @@ from agenthive_operator.plan.names import CHANGE_ANNOTATION, TEMPLATE_ANNOTATION
 from agenthive_operator.plan.rolling import Answer, needs_slot
 from agenthive_operator.plan.rotation import PREVIOUS
 from agenthive_operator.plan.template import user_templates
-from agenthive_operator.reconcile.cache import Key
+from agenthive_operator.reconcile.cache import Key, controller_of
 from agenthive_operator.reconcile.children import covers, is_ours, prepare
 from agenthive_operator.reconcile.conditions import BLOCKED_SECONDS, Problem
 from agenthive_operator.reconcile.context import Context
@@ -81,6 +81,15 @@ class Release:
         finally:
             if asked:
                 self._context.rolls.applied(key, of)
+
+    async def stop(self, agent: Agent) -> None:
+        """Scale an Agent to zero of which nothing else can be brought about. Raises ``ApiError``."""
+        live = await self._context.children.live("Deployment", agent.metadata.namespace, agent.metadata.name)
+        owner = controller_of(live) if live is not None else None
+        if live is None or owner is None or owner["uid"] != agent.metadata.uid or not live["spec"].get("replicas", 1):
+            return
+        # rbac: apps/deployments patch
+        self._context.cache.put(await self._context.kube.merge_patch(live, {"spec": {"replicas": 0}}))
 
     async def _apply(self, agent: Agent, planned: Sequence[Object]) -> Problem | None:
         problem = await self._context.children.apply(planned)

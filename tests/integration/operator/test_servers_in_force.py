@@ -88,20 +88,26 @@ async def test_an_agent_whose_template_is_refused_does_not_start_on_the_server_l
     await cluster.external_hive("demo", redis_url, postgres_url)
     await cluster.patch("AgentHive", "demo", spec={"redis": {"cutover": {"strategy": "Abandon"}}})
     await cluster.agent("runs", "demo")
-    await cluster.pods_ready("runs")
+    await cluster.create("ConfigMap", "code", data={"greeter.py": ""})
+    await cluster.agent("lost", "demo", codeFrom={"configMapRef": {"name": "code"}})
+    for name in ("runs", "lost"):
+        await cluster.pods_ready(name)
     await cluster.condition("AgentHive", "demo", "Ready", "True")
+    await cluster.delete("ConfigMap", "code")
+    await cluster.condition("Agent", "lost", "Ready", "False", "CodeMissing")
     await cluster.patch("Agent", "runs", spec={"podTemplate": REFUSED})
     await cluster.condition("Agent", "runs", "Ready", "False", "PodTemplateRejected")
     await cluster.patch("Secret", "demo-urls", data={"redis": encoded(own_valkey.url)})
 
-    async def replicas() -> int:
-        return int((await cluster.need("Deployment", "runs"))["spec"]["replicas"])
+    async def replicas(name: str = "runs") -> int:
+        return int((await cluster.need("Deployment", name))["spec"]["replicas"])
 
     async def stopped() -> bool:
-        return await replicas() == 0
+        return await replicas("runs") == await replicas("lost") == 0
 
-    await cluster.until("the agent is stopped", stopped)
-    await cluster.pods_ready("runs")  # the Deployment reports zero pods
+    await cluster.until("the agents are stopped, whatever is wrong with them", stopped)
+    for name in ("runs", "lost"):
+        await cluster.pods_ready(name)  # the Deployment reports zero pods
 
     async def moved() -> bool:
         book = await texts(cluster, "demo-connections")
