@@ -81,6 +81,40 @@ async def test_certificates_in_force_outlive_a_bad_value_and_the_operator(
             assert after == {**book, "redis-ca.crt": both}, "no move, the same server"
 
 
+async def test_a_hive_of_an_older_operator_whose_agents_have_users_is_adopted(
+    cluster: Cluster, options: Options, own_valkey: Any, postgres_url: str
+) -> None:
+    async with running_operator(options):
+        await cluster.external_hive("demo", own_valkey.url, postgres_url)
+        admin = {"external": {"adminUrlSecretRef": {"name": "demo-urls", "key": "redis"}}}
+        await cluster.patch("AgentHive", "demo", spec={"redis": admin})
+        await cluster.agent("anna", "demo")
+        deployment = await cluster.exists("Deployment", "anna")
+        await cluster.condition("AgentHive", "demo", "RedisReady", "True")
+        book, secret = await texts(cluster, "demo-connections"), await texts(cluster, "anna-agenthive")
+    assert book["redis.admin"] == own_valkey.url
+    assert "demo%2Fanna:" in secret["AGENTHIVE_REDIS_URL"]
+    await cluster.delete("Secret", "demo-connections")
+    await cluster.patch(
+        "Secret", "demo-urls", data={"redis": encoded(own_valkey.url.replace("127.0.0.1", "localhost"))}
+    )
+    async with running_operator(options):
+
+        async def adopted() -> bool:
+            found = await cluster.get("Secret", "demo-connections")
+            return found is not None and "localhost" in (await texts(cluster, "demo-connections"))["redis.admin"]
+
+        await cluster.until("the book is there again", adopted)
+        now = await cluster.need("Deployment", "anna")
+        assert now["spec"]["replicas"] == deployment["spec"]["replicas"] == 1
+
+        async def follows() -> bool:
+            return "localhost" in (await texts(cluster, "anna-agenthive"))["AGENTHIVE_REDIS_URL"]
+
+        await cluster.until("agents follow the other name", follows)
+    assert (await texts(cluster, "demo-connections"))["redis-identity"] == book["redis-identity"]
+
+
 @pytest.mark.usefixtures("operator")
 async def test_an_agent_whose_template_is_refused_does_not_start_on_the_server_left(
     cluster: Cluster, redis_url: str, postgres_url: str, own_valkey: Any
