@@ -13,6 +13,7 @@ from agenthive.store import schema_name, schema_status
 from agenthive.store.database import Address, close_once, connect_once
 from agenthive.store.errors import StoreError
 from agenthive.store.migrate import too_new_text
+from agenthive.store.naming import quote
 from agenthive_operator.backends import postgres, redis
 from agenthive_operator.backends.identity import MARKED, SCHEMA, is_told, place_of, redis_identity
 from agenthive_operator.backends.postgres import Access
@@ -21,6 +22,7 @@ from agenthive_operator.backends.users import UsersError, check_admin
 from agenthive_operator.plan.cutover import Candidate
 
 LOOK_SECONDS: Final = 10.0
+_RIGHTS: Final = "SELECT rolname, rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user"
 
 
 async def redis_candidate(access: Access, scope: HiveScope, needs: redis.Needs, *, shown: str) -> Candidate:
@@ -63,8 +65,12 @@ async def postgres_candidate(access: Access, scope: HiveScope, *, shown: str) ->
                 place = await place_of(connection)
                 name = await connection.fetchval("SELECT current_database()")
                 comment = await connection.fetchval(SCHEMA, schema)
+                admin, makes_roles = await connection.fetchrow(_RIGHTS) or ("", False)
             finally:
                 await close_once(connection)
+            if access.admin is not None and not makes_roles:
+                text = f"{admin} may not create roles: ALTER ROLE {quote(admin)} CREATEROLE"
+                return Candidate(False, "RolesFailed", f"the URL of {access.upkeep_field}: {text}")
             if access.upkeep != access.url and not await _is_at(access.url, place):
                 fields = f"{postgres.FIELDS['url']} and {access.upkeep_field}"
                 return Candidate(False, "InvalidURL", f"{fields} lead to different databases; correct one of them")

@@ -324,7 +324,9 @@ def with_notes(verdicts: dict[str, Verdict], notes: Mapping[Server, Note]) -> di
     told = dict(verdicts)
     for server, note in notes.items():
         kind, verdict = CONDITIONS[server], told[CONDITIONS[server]]
-        text = f"{verdict.message}; this stays in use, and of what the spec names now: {note.text}"
+        moves = note.reason == "CuttingOver"
+        what = "the hive moves to another server" if moves else "this stays in use, and of what the spec names now"
+        text = f"{verdict.message}; {what}: {note.text}"
         if verdict.status == "True":
             told[kind] = Verdict("True", note.reason, text)
         else:
