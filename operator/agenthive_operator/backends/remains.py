@@ -38,7 +38,14 @@ async def outbox_rows(url: str, scope: HiveScope) -> int:
 
 
 async def look_at_remains(
-    url: str, upkeep: str, scope: HiveScope, agents: Mapping[str, Sequence[str]], gates: Gates, seconds: float
+    url: str,
+    upkeep: str,
+    scope: HiveScope,
+    agents: Mapping[str, Sequence[str]],
+    gates: Gates,
+    seconds: float,
+    *,
+    closes: bool = True,
 ) -> Remains:
     """Set the gates of all agents and topics, then count what is left. Never raises for what the servers do.
 
@@ -49,12 +56,13 @@ async def look_at_remains(
         agents: The topics of each agent, as its Agent says.
         gates: How to set the gates.
         seconds: Delayed messages that are due later than that are counted apart.
+        closes: Without it gates are but opened: the hive stays on this Redis, which may take what comes meanwhile.
     """
     try:
         async with asyncio.timeout(LOOK_SECONDS):
             bus = await Bus.connect(url, scope, pool=RedisPool(max_connections=2), client_name=redis.CLIENT_NAME)
             try:
-                remains = await _queues(bus, url, scope, agents, gates, seconds)
+                remains = await _queues(bus, url, scope, agents, gates, seconds, closes=closes)
             finally:
                 await bus.aclose()
         if gates == "open":
@@ -70,7 +78,14 @@ async def look_at_remains(
 
 
 async def _queues(
-    bus: Bus, url: str, scope: HiveScope, agents: Mapping[str, Sequence[str]], gates: Gates, seconds: float
+    bus: Bus,
+    url: str,
+    scope: HiveScope,
+    agents: Mapping[str, Sequence[str]],
+    gates: Gates,
+    seconds: float,
+    *,
+    closes: bool,
 ) -> Remains:
     names = sorted({*agents, *await bus.agents()})
     topics = await bus.topics()
@@ -81,7 +96,7 @@ async def _queues(
     try:
         if doors and gates == "open":
             await connections.execute([("UNLINK", door) for door in doors])
-        elif doors:
+        elif doors and closes:
             await connections.execute([("SET", door, "1", "PX", CLOSED_MS[gates]) for door in doors])
         if gates == "open" or not names:
             return Remains(gates)

@@ -216,6 +216,7 @@ class Cutovers:
         postgres = self._stores.held(key, "postgres", book.postgres).access
         wish: Gates = "stopped" if gates == "stopping" and not pods else gates
         until = book.move.until if book.move is not None else 0.0
+        closes = book.move is None or "redis" in book.move.servers
         scope, agents, kube = scope_of(hive), self._topics(key), self._context.kube
 
         async def check() -> Remains:
@@ -234,7 +235,7 @@ class Cutovers:
                 kube.check()  # gates are outside of Kubernetes, where nothing else keeps a former leader from them
             except ApiError as error:
                 return Remains(wish, problem=str(error))
-            return await look_at_remains(dialled.url, other.upkeep, scope, agents, wish, left)
+            return await look_at_remains(dialled.url, other.upkeep, scope, agents, wish, left, closes=closes)
 
         target = book.move.target if book.move is not None else ""
         return self._remains.watch(key, (redis, wish, until, target, tuple(sorted(agents.items()))), check)

@@ -37,6 +37,8 @@ async def test_closed_gates_refuse_what_comes_from_outside(redis_url: str, postg
         assert not opened.problem
         await outside.send(message())
         await outside.publish("news", message())
+        await look_at_remains(redis_url, postgres_url, scope, agents, "stopped", 0.0, closes=False)
+        await outside.send(message())
         assert TOPIC_MARK + "news" not in await outside.agents()
     finally:
         await outside.aclose()
