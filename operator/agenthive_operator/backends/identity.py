@@ -17,9 +17,10 @@ import asyncpg
 
 from agenthive.bus import BusUnavailable
 from agenthive.bus.keys import identity_key
+from agenthive.bus.wire import Command
 from agenthive.settings import HiveScope
 from agenthive.store import schema_name
-from agenthive.store.database import Address, close_once, connect_once
+from agenthive.store.database import Address, Connect, connected
 from agenthive.store.errors import StoreError
 from agenthive.store.naming import quote
 from agenthive_operator.backends import postgres, redis
@@ -67,33 +68,28 @@ async def redis_identity(url: str, scope: HiveScope, *, make: bool) -> str:
     key = identity_key(scope)
     try:
         async with asyncio.timeout(redis.PROBE_SECONDS):
-            if make:
-                await connections.execute([("SET", key, str(uuid.uuid4()), "NX")])
-            (found,) = await connections.execute([("GET", key)])
+            made: list[Command] = [("SET", key, str(uuid.uuid4()), "NX")] if make else []
+            *_, found = await connections.execute([*made, ("GET", key)])
     finally:
         await connections.aclose()
     return bytes(found).decode() if found is not None else ""
 
 
-async def postgres_identity(url: str, scope: HiveScope, wanted: str) -> str:
+async def postgres_identity(url: str, scope: HiveScope, wanted: str, *, connect: Connect = connected) -> str:
     """The hive's UUID in the comment of its schema and the place of the database.
 
     Where the schema bears no UUID it is given ``wanted``, or a fresh one. Raises a ``StoreError``,
     ``asyncpg.PostgresError``, ``OSError`` or ``TimeoutError``.
     """
     schema = schema_name(scope)
-    async with asyncio.timeout(LOOK_SECONDS):
-        connection = await connect_once(Address.parse(url), postgres.CLIENT_NAME)
-        try:
-            place = await place_of(connection)
-            comment = await connection.fetchval(SCHEMA, schema) or ""
-            found = MARKED.search(comment)
-            mark = found[1] if found else wanted or str(uuid.uuid4())
-            if not found:
-                text = f"{comment}\n{MARK}{mark}".lstrip()
-                await connection.execute(f"COMMENT ON SCHEMA {quote(schema)} IS {constant(text)}")
-        finally:
-            await close_once(connection)
+    async with asyncio.timeout(LOOK_SECONDS), connect(Address.parse(url), postgres.CLIENT_NAME) as connection:
+        place = await place_of(connection)
+        comment = await connection.fetchval(SCHEMA, schema) or ""
+        found = MARKED.search(comment)
+        mark = found[1] if found else wanted or str(uuid.uuid4())
+        if not found:
+            text = f"{comment}\n{MARK}{mark}".lstrip()
+            await connection.execute(f"COMMENT ON SCHEMA {quote(schema)} IS {constant(text)}")
     return f"{mark} {place}"
 
 
@@ -114,12 +110,14 @@ async def identified_redis(report: StoreReport, url: str, scope: HiveScope) -> S
         return report
 
 
-async def identified_postgres(report: PostgresReport, url: str, scope: HiveScope, known: str) -> PostgresReport:
+async def identified_postgres(
+    report: PostgresReport, url: str, scope: HiveScope, known: str, *, connect: Connect = connected
+) -> PostgresReport:
     """A report on the PostgreSQL in force, with who it is; ``known`` is what was known of that. ``url`` is dialled."""
     if not report.store.ok or not report.schema.ok:
         return report
     try:
-        identity = await postgres_identity(url, scope, uuid_of(known))
+        identity = await postgres_identity(url, scope, uuid_of(known), connect=connect)
     except (StoreError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
         logger.info("the identity of PostgreSQL at %s is not known: %s", report.store.endpoint, error)
         return report

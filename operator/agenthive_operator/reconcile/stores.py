@@ -184,7 +184,7 @@ class Stores:
                 return PostgresReport(dialled, NO_SCHEMA)
             async with self.database(key):
                 report = await schemas.check(dialled, scope, shown=access.url)
-                report = await identified_postgres(report, dialled.upkeep, scope, known)
+                report = await identified_postgres(report, dialled.upkeep, scope, known, connect=self._sessions.lend)
                 if not report.schema.ok or access.admin is None:
                     return report
                 problem = await self._context.logins.sync(key, dialled, schema_name(scope), shown=access.url)
