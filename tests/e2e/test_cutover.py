@@ -122,7 +122,7 @@ def test_nothing_is_lost_and_nothing_handled_twice_while_a_busy_hive_moves(
         places = [url.rpartition("@")[2] for url in (valkey.url, own_valkey.url)]
         async with traffic.flowing():
             for place in places:
-                enough = range(len(traffic.accepted) + 300)
+                enough = range(len(traffic.accepted) + 200)
                 await asyncio.to_thread(plane.until, partial(traffic.covers, enough), "messages flow")
                 assert {traffic.accepted[max(traffic.accepted)]} == {place}
                 if place == places[0]:
