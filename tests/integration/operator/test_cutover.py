@@ -147,7 +147,7 @@ def first(number: int, **fields: Any) -> AgentMessage:
 
 @pytest.mark.usefixtures("operator")
 async def test_another_name_of_the_same_servers_rolls(
-    cluster: Cluster, pods: Pods, redis_url: str, postgres_url: str
+    cluster: Cluster, redis_url: str, postgres_url: str, pods: Pods
 ) -> None:
     await ready_hive(cluster, redis_url, postgres_url)
     before = await in_force(cluster)
@@ -167,10 +167,30 @@ async def test_another_name_of_the_same_servers_rolls(
     assert (await cluster.need("Deployment", "relay"))["spec"]["replicas"] == 1
 
 
-async def test_drain_loses_nothing_and_survives_a_restart(
-    cluster: Cluster, options: Options, pods: Pods, redis_url: str, postgres_url: str, own_valkey: Any
+@asynccontextmanager
+async def killed_operator(namespace: str, log: Path) -> AsyncIterator[None]:
+    """An operator of its own process, which ends by SIGKILL."""
+    with log.open("ab") as output:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "agenthive_operator", "--namespace", namespace, stdout=output, stderr=output
+        )
+    try:
+        yield
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def test_drain_loses_nothing_and_survives_the_operator(
+    cluster: Cluster,
+    options: Options,
+    redis_url: str,
+    postgres_url: str,
+    own_valkey: Any,
+    pods: Pods,  # after the servers, so that they outlive it
+    tmp_path: Path,
 ) -> None:
-    async with running_operator(options):
+    async with killed_operator(cluster.namespace, tmp_path / "operator.log"):
         scope = await ready_hive(cluster, redis_url, postgres_url, timeoutSeconds=60)
         bus = await Bus.connect(redis_url, scope)
         try:
@@ -193,7 +213,8 @@ async def test_drain_loses_nothing_and_survives_a_restart(
             await cluster.until("senders are refused", fenced)
         finally:
             await bus.aclose()
-    # The operator went in the middle of it; another one goes on.
+    # The operator was killed in the middle of it; another one goes on.
+    assert "draining" in (await in_force(cluster))["move"]
     async with running_operator(replace(options)):
         await agent_uses(cluster, "AGENTHIVE_REDIS_URL", own_valkey.url)
         await cluster.condition("AgentHive", "demo", "Ready", "True")
@@ -265,7 +286,7 @@ async def test_a_drain_that_takes_too_long_then_abandon(
 
 @pytest.mark.usefixtures("operator")
 async def test_another_database_is_accepted_by_name_and_the_way_back_is_known(
-    cluster: Cluster, pods: Pods, redis_url: str, postgres_url: str, own_postgres: Any
+    cluster: Cluster, redis_url: str, postgres_url: str, own_postgres: Any, pods: Pods
 ) -> None:
     scope = await ready_hive(cluster, redis_url, postgres_url)
     other = own_postgres.url()
@@ -292,7 +313,7 @@ async def test_another_database_is_accepted_by_name_and_the_way_back_is_known(
 
 
 async def test_a_hive_of_an_older_operator_is_adopted_as_it_is(
-    cluster: Cluster, options: Options, pods: Pods, redis_url: str, postgres_url: str, own_valkey: Any
+    cluster: Cluster, options: Options, redis_url: str, postgres_url: str, own_valkey: Any, pods: Pods
 ) -> None:
     async with running_operator(options):
         await ready_hive(cluster, redis_url, postgres_url)
