@@ -210,6 +210,7 @@ class Runner:
                 messaging=settings.messaging,
                 pool=settings.redis_pool,
                 client_name=f"agenthive:{self.pod}",
+                inside=True,
             )
 
         try:

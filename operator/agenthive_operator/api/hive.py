@@ -182,6 +182,22 @@ class CacheSpec(ApiModel):
         return CachePolicy(enabled=self.enabled, **bound)
 
 
+class Cutover(ApiModel):
+    """How agents move to another Redis when the spec or a Secret names one with other data."""
+
+    strategy: Literal["Drain", "Abandon"] = Field(
+        "Drain",
+        description="Drain: nothing new is taken, queues run empty, all agents stop, then start on the new server. "
+        "Abandon: they stop and start at once; what waits in the old server stays there.",
+    )
+    timeout_seconds: int = Field(
+        300,
+        ge=1,
+        le=86_400,
+        description="Time for the queues to run empty; then the hive stays on the old server and says so.",
+    )
+
+
 class CredentialsSpec(ApiModel):
     """The logins that the operator makes for agents."""
 
@@ -203,6 +219,7 @@ class RedisSpec(ApiModel):
     external: ExternalRedis | None = Field(None, description="A Redis ≥ 7 or Valkey ≥ 7.2 of yours.")
     pool: RedisPool = Field(default_factory=RedisPool, description="Connections of each agent process to Redis.")
     cache: CacheSpec = Field(default_factory=CacheSpec, description="The cache of what agents keep in PostgreSQL.")
+    cutover: Cutover = Field(default_factory=Cutover, description="How agents move to another Redis.")
 
     @property
     def run(self) -> ManagedRedis | None:

@@ -6,6 +6,7 @@ import atexit
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,16 +19,18 @@ from agenthive_operator.api.meta import InvalidObjectError, SecretKeyReference
 from agenthive_operator.backends.certificates import CertificateFolder
 from agenthive_operator.backends.kube import AGENT_HIVE, SECRET, ApiError, Kube, secret_data
 from agenthive_operator.backends.resolve import NoEndpointError, Resolver
+from agenthive_operator.plan.book import Book, book_of
 from agenthive_operator.plan.external import (
     Secrets,
     Server,
     UnusableError,
+    Ways,
     cache_way,
     secret_names,
     secret_text,
     ways_in,
 )
-from agenthive_operator.plan.names import server_name
+from agenthive_operator.plan.names import connections_name, server_name
 
 SERVERS: Final[tuple[Server, Server]] = ("redis", "postgres")
 
@@ -66,12 +69,13 @@ async def _read(kube: Kube, name: str, namespace: str) -> Settings:
     if hive.instance_id is None:
         raise HiveLookupError(f"hive {name!r} was not looked at by an operator yet; is one running?")
     resolver = Resolver(kube, enabled="KUBERNETES_SERVICE_HOST" not in os.environ)
+    book = await _in_force(kube, hive)
     secrets: dict[str, dict[str, str] | None] = {}
     for secret in sorted(_secret_names(hive)):
         found = await kube.get(SECRET, namespace, secret)
         secrets[secret] = secret_data(found) if found else None
     try:
-        urls = {f"{name}_url": await resolver.resolve(url) for name, url in _urls(hive, secrets).items()}
+        urls = {f"{name}_url": await resolver.resolve(url) for name, url in _urls(hive, book, secrets).items()}
     except UnusableError as error:
         raise HiveLookupError(f"hive {name!r} in namespace {namespace!r}: {error}") from error
     return Settings.model_validate(
@@ -89,6 +93,17 @@ async def _read(kube: Kube, name: str, namespace: str) -> Settings:
     )
 
 
+async def _in_force(kube: Kube, hive: AgentHive) -> Book:
+    """The servers in force; none where this user may not read them, or an older operator keeps no book."""
+    try:
+        found = await kube.get(SECRET, hive.metadata.namespace, connections_name(hive.metadata.name))
+    except ApiError as error:
+        if error.status != HTTPStatus.FORBIDDEN:
+            raise
+        return Book()
+    return book_of(secret_data(found)) if found is not None else Book()
+
+
 def _secret_names(hive: AgentHive) -> set[str]:
     """The Secrets with what a process of the hive needs to connect. Pure."""
     cache = hive.spec.redis.cache.own_url
@@ -99,7 +114,7 @@ def _secret_names(hive: AgentHive) -> set[str]:
     return names
 
 
-def _urls(hive: AgentHive, secrets: Secrets) -> dict[str, str]:
+def _urls(hive: AgentHive, book: Book, secrets: Secrets) -> dict[str, str]:
     """URLs by server that a process of the hive connects to; certificates are laid into files until it ends.
 
     Raises ``UnusableError``.
@@ -108,19 +123,25 @@ def _urls(hive: AgentHive, secrets: Secrets) -> dict[str, str]:
     urls: dict[str, str] = {}
     for server in SERVERS:
         external = hive.spec.redis.external if server == "redis" else hive.spec.postgres.external
+        if (held := book.held(server)) is not None:
+            _note(urls, server, held.ways(server))
+            continue
         if external is None:
             pointer = SecretKeyReference(name=server_name(name, server), key="url")
             urls[server] = secret_text(pointer, f"the managed server of {name!r}", secrets).strip()
             continue
-        ways = ways_in(server, external, secrets, now, admin=False)
-        found = ways.below(_laid(server, ways.files))
-        urls[server] = found["url"]
-        if server == "postgres" and "direct" in found:
-            urls["postgres_direct"] = found["direct"]
+        _note(urls, server, ways_in(server, external, secrets, now, admin=False))
     if (cache := hive.spec.redis.cache.own_url) is not None:
         way = cache_way(cache, hive.spec.redis.external, secrets, now)
         urls["cache"] = way.below(_laid("redis", way.files))["url"]
     return urls
+
+
+def _note(urls: dict[str, str], server: Server, ways: Ways) -> None:
+    found = ways.below(_laid(server, ways.files))
+    urls[server] = found["url"]
+    if server == "postgres" and "direct" in found:
+        urls["postgres_direct"] = found["direct"]
 
 
 _CERTIFICATES: Final = CertificateFolder()

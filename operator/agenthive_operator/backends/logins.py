@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlunsplit
 
@@ -25,6 +25,7 @@ from agenthive.store.roles import (
 from agenthive.urls import split_url
 from agenthive_operator.backends.postgres import CLIENT_NAME, FIELDS, Access
 from agenthive_operator.backends.reports import SchemaReport
+from agenthive_operator.plan.cutover import leads_to
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +144,9 @@ class HiveLogins:
         """
         assert access.admin is not None, "logins are made with administrative access"
         if self._target != (access, schema):
+            if self._target is not None and not leads_to(access.url, self._target[0].url):
+                # Another server: who was there before may have passwords that were replaced since.
+                self._wishes = {slot: replace(wish, fresh=True) for slot, wish in self._wishes.items()}
             self._target, self._made, self._proven = (access, schema), {}, False
             self._revoked = dict.fromkeys(self._revoked, False)
         try:

@@ -54,7 +54,7 @@ async def probe(
     """
     try:
         endpoint = endpoint_of(shown or url, DEFAULT_PORT)
-        connections = _connections(url, timeout)
+        connections = open_connections(url, timeout)
     except ValueError as error:
         text = without_secret(str(error), url)
         return StoreReport(False, "InvalidURL", f"{text}; write redis://:password@host:6379/0")
@@ -101,8 +101,8 @@ def together(reports: Sequence[StoreReport]) -> StoreReport:
     return replace(worst, warnings=tuple(warnings)) if worst.ok else worst
 
 
-def _connections(url: str, timeout: float) -> Connections:
-    """Raises ``ValueError``."""
+def open_connections(url: str, timeout: float) -> Connections:
+    """Connections of the operator's to a Redis, to be closed by the caller. Raises ``ValueError``."""
     options = {"client_name": CLIENT_NAME, "connect_timeout": timeout, "socket_timeout": timeout}
     return Connections(Endpoint.parse(url, **options), RedisPool(max_connections=2))
 
@@ -149,7 +149,7 @@ async def remove_hive(url: str, scope: HiveScope, *, timeout: float) -> int:
     and another call goes on with the rest.
     """
     removed = 0
-    connections = _connections(url, PROBE_SECONDS)
+    connections = open_connections(url, PROBE_SECONDS)
     try:
         async with asyncio.timeout(timeout):
             for master in await connections.masters():

@@ -24,6 +24,7 @@ class StoreReport:
     ``reason`` is one of the reasons of RedisReady or PostgresReady, ``message`` says what was found and, where
     something is wrong, what to do; neither ever holds a credential. ``endpoint`` is ``host:port``; ``room`` is how many
     connections a PostgreSQL has for ordinary roles. ``warnings`` are what somebody should mend though it works.
+    ``identity`` is who the server is, where that was asked.
     """
 
     ok: bool
@@ -33,6 +34,7 @@ class StoreReport:
     version: str = ""
     room: int | None = None
     warnings: tuple[Warned, ...] = ()
+    identity: str = ""
 
 
 @dataclass(frozen=True, slots=True)

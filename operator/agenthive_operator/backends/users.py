@@ -8,17 +8,20 @@ also from a file (``plan.users``). So do its functions, which these users may no
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from agenthive.bus import BusUnavailable
-from agenthive.bus.access import user_name, user_prefix
+from agenthive.bus.access import CONNECTION, user_name, user_prefix
 from agenthive.bus.connections import Connections, info_fields
 from agenthive.bus.endpoint import Endpoint, Node, shown
 from agenthive.bus.wire import Command, Connection, ConnectionLost, ReplyError, open_connection
 from agenthive.settings import HiveScope, RedisPool
+from agenthive_operator.backends import redis_checks
 from agenthive_operator.backends.logins import Login, with_login
 from agenthive_operator.backends.postgres import Access
 from agenthive_operator.backends.redis import CLIENT_NAME, FIELDS
@@ -320,11 +323,59 @@ async def _told_by_sentinels(endpoint: Endpoint) -> tuple[list[Node], list[Node]
     raise problem
 
 
-async def _prove(access: Access, login: Login) -> None:
-    """Come in as an agent, the way its pods do. Raises UsersError."""
+async def check_admin(access: Access, scope: HiveScope) -> None:
+    """Whether users could be made by the administrative URL, and would let agents in by the other. Leaves nothing.
+
+    Raises:
+        UsersError: they could not, or one of the URLs leads elsewhere.
+        BusUnavailable: there is no telling now.
+    """
+    assert access.admin is not None, "users are made with administrative access"
+    try:
+        endpoint = _endpoint(access.admin)
+    except ValueError as error:
+        raise UsersError(f"the administrative URL: {error}", reason="InvalidURL") from error
+    # Of agents none has a name that begins so.
+    login = Login(f"ah-probe:{user_prefix(scope)}", secrets.token_urlsafe(24))
+    digest = hashlib.sha256(login.password.encode()).hexdigest()
+    made = ("ACL", "SETUSER", login.role, "reset", "on", f"#{digest}", *(f"+{word}" for word in CONNECTION.split()))
+    load = redis_checks.questions("", loads=True)["+function|load"]
+    try:
+        async with asyncio.timeout(SYNC_SECONDS):
+            masters, _ = await _servers_of(endpoint, load=False)
+            try:
+                for node in masters:
+                    answers = await _at(endpoint, node, [made, load])
+                    for answer in answers:
+                        if isinstance(answer, ReplyError) and (answer is answers[0] or redis_checks.forbidden(answer)):
+                            raise answer
+                await _prove(access, login, prepared=False)
+            finally:
+                for node in masters:
+                    await _at(endpoint, node, [("ACL", "DELUSER", login.role)])
+    except TimeoutError:
+        raise UsersError(f"no answer within {SYNC_SECONDS:g} s", reason="Unreachable") from None
+    except (BusUnavailable, ConnectionLost, ReplyError) as error:
+        raise _blamed(error, access.admin) from error
+
+
+async def _at(endpoint: Endpoint, node: Node, commands: Sequence[Command]) -> list[Any]:
+    connection = await open_connection(endpoint.at(node))
+    try:
+        return list(await connection.execute(commands, ANSWER_SECONDS))
+    finally:
+        await connection.aclose()
+
+
+async def _prove(access: Access, login: Login, *, prepared: bool = True) -> None:
+    """Come in as an agent, the way its pods do; ``prepared``: everything is there for it. Raises UsersError."""
     connections = Connections(_endpoint(with_login(access.url, login)), RedisPool(max_connections=2))
     try:
-        await connections.prepare()
+        if prepared:
+            await connections.prepare()
+        else:
+            for at in await connections.masters():
+                await connections.ask([("PING",)], at=at)
     except BusUnavailable as error:
         if _is_away(error):
             raise

@@ -71,7 +71,7 @@ def _deployment(agent: Agent, hive: AgentHive, observed: ObservedAgent) -> dict[
     selector = names.agent_selector(hive.metadata.name, agent.metadata.name)
     template = pod_template(agent, hive, observed)
     spec = {
-        "replicas": replicas(agent, hive),
+        "replicas": replicas(agent, hive, halted=observed.halted),
         "revisionHistoryLimit": 3,
         "selector": {"matchLabels": selector},
         # The new pod is ready before the old one drains.

@@ -6,7 +6,7 @@ below a folder, which is the operator's own where it connects itself and ``TLS_P
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Literal
@@ -215,6 +215,17 @@ def with_options(url: str, options: Mapping[str, str]) -> str:
     """``url`` with more options in its query; paths stay readable."""
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query, keep_blank_values=True)) | dict(options)
+    return urlunsplit(parts._replace(query=urlencode(query, safe="/", quote_via=quote)))
+
+
+def without_files(url: str, files: Container[str]) -> str:
+    """``url`` without the options that name these files, as ``with_files`` takes it."""
+    parts = urlsplit(url)
+    query = [
+        (option, value)
+        for option, value in parse_qsl(parts.query, keep_blank_values=True)
+        if option not in FILE_OPTIONS or value.rpartition("/")[2] not in files
+    ]
     return urlunsplit(parts._replace(query=urlencode(query, safe="/", quote_via=quote)))
 
 

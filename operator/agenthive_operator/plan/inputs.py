@@ -64,6 +64,7 @@ class ObservedAgent:
         cache_url: Validated URL of the cache's own Redis; None where it has none, or none that was ever good.
         tls_files: Certificates (PEM) that the URLs name below ``external.TLS_PATH``, by the name of the file.
         credentials: How old the credentials in the URLs are, and those that they are about to replace.
+        halted: Whether the Agent is to stand at zero pods, for its hive moves to another server.
     """
 
     instance_id: str
@@ -74,3 +75,4 @@ class ObservedAgent:
     cache_url: str | None = None
     tls_files: Mapping[str, str] = field(default_factory=dict, repr=False)
     credentials: Record = field(default_factory=Record)
+    halted: bool = False

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from agenthive_operator.api.agent import Agent
 from agenthive_operator.api.hive import AgentHive
 
-Component = Literal["redis", "postgres", "agent"]
+Component = Literal["redis", "postgres", "agent", "connections"]
 
 FIELD_MANAGER = "agenthive-operator"
 # Annotations of volume claims are applied by a name of their own: leaving them out takes away nothing else.
@@ -45,6 +45,11 @@ def users_name(hive: str) -> str:
 def agent_secret_name(agent: str) -> str:
     """Name of the Secret with the connections of ``agent``."""
     return f"{agent}-agenthive"
+
+
+def connections_name(hive: str) -> str:
+    """Name of the Secret that says which servers ``hive`` uses."""
+    return server_name(hive, "connections")
 
 
 def claim_name(hive: str, component: Component) -> str:

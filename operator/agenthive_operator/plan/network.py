@@ -7,6 +7,7 @@ are planned and not left out, so that what somebody adds to them by hand is noti
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from typing import Any, Final
 
 from agenthive.settings import DEFAULT_HTTP_PORT
@@ -27,20 +28,27 @@ NODE_LOCAL_DNS: Final = "169.254.20.10"
 """Where the DNS cache of each node listens by default. It is no pod that a selector could select."""
 
 
-def plan_network(hive: AgentHive, operator: OperatorPlace) -> list[dict[str, Any]]:
-    """The policies of ``hive``, none where they are disabled; the agents', which holds the user's words, comes last."""
+def plan_network(hive: AgentHive, operator: OperatorPlace, running: Iterable[Component] = ()) -> list[dict[str, Any]]:
+    """The policies of ``hive``, none where they are disabled; the agents', which holds the user's words, comes last.
+
+    ``running``: servers of the operator's own that run beside those of the spec, as the hive has not left them yet.
+    """
     if not hive.spec.network_policy.enabled:
         return []
-    servers = [_server_policy(hive, component, operator) for component in _managed(hive)]
-    return [*servers, _agent_policy(hive, operator)]
+    managed = [component for component in SERVER_PORTS if component in {*_managed(hive), *running}]
+    servers = [_server_policy(hive, component, operator) for component in managed]
+    return [*servers, _agent_policy(hive, operator, managed)]
 
 
-def closed_servers(hive: AgentHive) -> frozenset[Component]:
-    """External servers that agents cannot reach for sure: egress is denied, and nothing is allowed beside."""
+def closed_servers(hive: AgentHive, external: Iterable[Component] | None = None) -> frozenset[Component]:
+    """External servers that agents cannot reach for sure: egress is denied, and nothing is allowed beside.
+
+    ``external``: those in force; None means those of the spec.
+    """
     policy = hive.spec.network_policy
     if not policy.enabled or policy.egress != "deny" or policy.allow_egress:
         return frozenset()
-    closed: set[Component] = set(SERVER_PORTS) - set(_managed(hive))
+    closed = set(SERVER_PORTS) - set(_managed(hive)) if external is None else set(external)
     if hive.spec.redis.cache.own_url is not None:
         closed.add("redis")
     return frozenset(closed)
@@ -89,7 +97,7 @@ def _server_policy(hive: AgentHive, component: Component, operator: OperatorPlac
     return hive_child("networking.k8s.io/v1", "NetworkPolicy", hive, component, spec=spec)
 
 
-def _agent_policy(hive: AgentHive, operator: OperatorPlace) -> dict[str, Any]:
+def _agent_policy(hive: AgentHive, operator: OperatorPlace, managed: Iterable[Component]) -> dict[str, Any]:
     policy = hive.spec.network_policy
     spec: dict[str, Any] = {"podSelector": _agents(hive), "policyTypes": ["Ingress"], "ingress": []}
     if policy.metrics_from:  # an empty list of peers would mean everybody
@@ -97,7 +105,7 @@ def _agent_policy(hive: AgentHive, operator: OperatorPlace) -> dict[str, Any]:
     if policy.egress == "deny":
         spec["policyTypes"] = ["Ingress", "Egress"]
         # The user's rules first, so that their place in an error of the API server is that in the hive.
-        spec["egress"] = [*policy.allow_egress, _dns(operator), *_to_servers(hive)]
+        spec["egress"] = [*policy.allow_egress, _dns(operator), *_to_servers(hive, managed)]
     return hive_child("networking.k8s.io/v1", "NetworkPolicy", hive, "agent", spec=spec)
 
 
@@ -108,11 +116,11 @@ def _dns(operator: OperatorPlace) -> dict[str, Any]:
     return {"to": [{"namespaceSelector": {}}, *blocks], "ports": _ports(*DNS_PORTS, protocols=("UDP", "TCP"))}
 
 
-def _to_servers(hive: AgentHive) -> list[dict[str, Any]]:
+def _to_servers(hive: AgentHive, managed: Iterable[Component]) -> list[dict[str, Any]]:
     return [
         {
             "to": [{"podSelector": {"matchLabels": server_selector(hive.metadata.name, component)}}],
             "ports": _ports(SERVER_PORTS[component]),
         }
-        for component in _managed(hive)
+        for component in managed
     ]

@@ -12,9 +12,12 @@ SURGE_PERCENT: Final = 25
 """Pods that a rollout may start beyond an agent's replicas, as a share of them; rounded up."""
 
 
-def replicas(agent: Agent, hive: AgentHive) -> int:
-    """Pods of ``agent``: none while its hive is suspended or either is being deleted, else what its spec says."""
-    if hive.spec.suspend or hive.metadata.deleting or agent.metadata.deleting:
+def replicas(agent: Agent, hive: AgentHive, *, halted: bool = False) -> int:
+    """Pods of ``agent``: what its spec says.
+
+    None while its hive is suspended or moves to another server (``halted``), or either is being deleted.
+    """
+    if halted or hive.spec.suspend or hive.metadata.deleting or agent.metadata.deleting:
         return 0
     return agent.spec.replicas
 

@@ -19,7 +19,7 @@ HIVE_ORDER = ("RedisReady", "PostgresReady", "SchemaReady", "AgentsReady", "Read
 """Where a hive's trouble begins, causes before consequences."""
 # Of these the cause stands elsewhere: in the hive, or in the agents.
 _POINTERS = frozenset({"AgentsNotReady", "RedisNotReady", "PostgresNotReady", "SchemaNotReady"})
-_HIVES_FAULT = frozenset({"HiveNotReady", "HiveMissing", "HiveDeleting"})
+_HIVES_FAULT = frozenset({"CuttingOver", "HiveNotReady", "HiveMissing", "HiveDeleting"})
 
 
 @dataclass(frozen=True, slots=True)

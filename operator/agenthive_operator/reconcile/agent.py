@@ -14,6 +14,7 @@ from agenthive_operator.backends.kube import AGENT, AGENT_HIVE, Object, secret_d
 from agenthive_operator.backends.references import Reference
 from agenthive_operator.plan.agent import CACHE_URL, POSTGRES_URL, REDIS_URL, plan_agent
 from agenthive_operator.plan.checksum import digest
+from agenthive_operator.plan.cutover import leads_to
 from agenthive_operator.plan.external import mounted_files
 from agenthive_operator.plan.inputs import ObservedAgent
 from agenthive_operator.plan.names import agent_secret_name, agent_selector, selector_string
@@ -155,6 +156,7 @@ class AgentReconciler:
             suspended=hive.spec.suspend,
             deleting=hive.metadata.deleting,
             message=state.message if state else "it is being looked at",
+            halted=state is not None and state.halted,
         )
         return HiveView(hive, state, facts)
 
@@ -172,6 +174,8 @@ class AgentReconciler:
         digests = await self._digests(key, pointers)
         code = code_reference(agent)
         if code is not None and code not in digests:
+            if state.halted:
+                await self._release.stop(agent)
             text = f"ConfigMap {code.name!r} of spec.codeFrom does not exist; create it"
             return Outcome(Problem("CodeMissing", text))
         secret = await self._context.children.live("Secret", key.namespace, agent_secret_name(key.name))
@@ -179,9 +183,15 @@ class AgentReconciler:
         credentials = await self._rotations.step(key, live, agent, hive, state, secret)
         urls = self._urls(hive, state, secret, credentials)
         if urls is None:
+            if state.halted:
+                await self._release.stop(agent)
             return Outcome()
         observed = ObservedAgent(
-            instance_id=state.instance_id, runtime_image=self._context.options.runtime_image, digests=digests, **urls
+            instance_id=state.instance_id,
+            runtime_image=self._context.options.runtime_image,
+            digests=digests,
+            halted=state.halted or not self._may_run(key, state, urls),
+            **urls,
         )
         planned = plan_agent(agent, hive, observed)
         problem = await self._release.bring(key, agent, hive, planned)
@@ -216,6 +226,15 @@ class AgentReconciler:
             "redis_url": redis, "postgres_url": postgres, "cache_url": cache, "tls_files": files,
             "credentials": credentials.record,
         }  # fmt: skip
+
+    def _may_run(self, key: Key, state: HiveState, urls: Urls) -> bool:
+        """Whether pods may be started: not with a URL that leads to a server which the hive has left, as long as its
+        new one does not let the Agent in. Those that run are left running.
+        """
+        deployment = self._context.cache.get("Deployment", key.namespace, key.name)
+        runs = deployment is not None and deployment["spec"].get("replicas", 1) > 0
+        held = ((urls["redis_url"], state.redis_held), (urls["postgres_url"], state.postgres_held))
+        return runs or all(leads_to(url, at) for url, at in held)
 
     def _mounted(self, url: str | None, known: Mapping[str, str], name: str) -> tuple[str | None, dict[str, str]]:
         """A URL as pods see it, and the files that it names; what the Agent's Secret has where there is no other."""

@@ -79,6 +79,7 @@ class HiveFacts:
     suspended: bool = False
     deleting: bool = False
     message: str = ""
+    halted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +257,9 @@ def _agent_ready(seen: AgentInput, hive: Verdict) -> Verdict:
         return Verdict("False", hive.reason, hive.message)
     if rollout is None or not rollout.current:
         return Verdict("False", "RollingOut", "the Deployment is being created or updated")
+    if seen.facts.halted:
+        text = f"AgentHive {seen.hive!r} moves to another server; its agents stand at zero pods until it is there"
+        return Verdict("False", "CuttingOver", text)
     if rollout.desired == 0 and rollout.replicas == 0:
         if seen.facts.suspended:
             return Verdict("True", "Suspended", "the hive is suspended: no pod runs")

@@ -46,8 +46,16 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class HiveState:
-    """What a hive's reconciler lets its agents know. A URL is there only while its server was found good; ``rotate`` is
-    the value of its annotation ``agenthive.dev/rotate``.
+    """What a hive's reconciler lets its agents know.
+
+    Attributes:
+        rotate: The value of its annotation ``agenthive.dev/rotate``.
+        moving: Whether the hive moves to another server.
+        halted: Whether all agents are to stand at zero pods for that.
+        redis_held: The URL of the server in force, whatever state it is in: agents use no other. None before there is.
+        redis_url: The same, while that server was found good.
+        redis_mints: Whether the operator makes credentials of each agent's own there.
+        cache_url: Of the cache's own Redis, while it was found good.
     """
 
     uid: str
@@ -57,6 +65,12 @@ class HiveState:
     deleting: bool = False
     message: str = ""
     rotate: str = ""
+    moving: bool = False
+    halted: bool = False
+    redis_mints: bool = False
+    postgres_mints: bool = False
+    redis_held: str | None = field(default=None, repr=False)
+    postgres_held: str | None = field(default=None, repr=False)
     redis_url: str | None = field(default=None, repr=False)
     postgres_url: str | None = field(default=None, repr=False)
     cache_url: str | None = field(default=None, repr=False)
@@ -113,7 +127,7 @@ QUIET = frozenset(
     {
         "Probing", "Starting", "Loading", "WaitingForPostgres", "RollingOut", "Waiting", "PodsNotReady", "HiveNotReady",
         "RollQueued", "UpToDate", "NoAgents", "AgentsNotReady", "RedisNotReady", "PostgresNotReady", "SchemaNotReady",
-        "NamespaceTerminating",
+        "NamespaceTerminating", "ServerChangePending",
     }
 )  # fmt: skip
 """Reasons on the way to somewhere, or that only point at another condition: no news of their own."""
@@ -121,6 +135,9 @@ QUIET = frozenset(
 ALARMING = frozenset(
     {
         "CacheNotReady",
+        "NewServerRefused",
+        "DatabaseNotAccepted",
+        "CutoverTimedOut",
         "NearConnectionLimit",
         "CertificateExpiring",
         "MayEvict",

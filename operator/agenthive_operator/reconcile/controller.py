@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 from agenthive_operator import log
 from agenthive_operator.backends.events import EventRecorder
@@ -155,7 +155,8 @@ class Controller:
                 group.create_task(self._compare_relisted(), name="compare")
                 await self._begin_to_act()
                 context = self.context
-                for monitor in (context.redis, context.caches, context.postgres, context.figures):
+                monitors: list[Monitor[Any]] = [context.redis, context.caches, context.postgres, context.figures]
+                for monitor in (*monitors, *self._hives.cutovers.monitors):
                     group.create_task(monitor.run(), name="monitor")
                 group.create_task(self.queue.run(), name="queue")
                 group.create_task(self._tell_settled(time.monotonic()), name="settled")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import asyncpg
@@ -18,10 +19,11 @@ from agenthive_operator.backends import postgres, redis
 from agenthive_operator.backends.kube import AGENT, DEPLOYMENT, POD, ApiError, Object
 from agenthive_operator.backends.reports import StoreReport
 from agenthive_operator.backends.users import UsersError
+from agenthive_operator.plan.book import Book
 from agenthive_operator.plan.names import AGENT_LABEL, FINALIZER, HIVE_LABEL
 from agenthive_operator.reconcile.cache import SELECTOR, Change, Key, keys_of
 from agenthive_operator.reconcile.context import Context
-from agenthive_operator.reconcile.stores import SERVERS, Server, Stores, scope_of
+from agenthive_operator.reconcile.stores import SERVERS, Connection, Server, Stores, scope_of
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +39,10 @@ class HiveDeletion:
         self._stores = stores
         self._seen: dict[str, float] = {}
 
-    async def step(self, key: Key, live: Object, hive: AgentHive) -> tuple[str, float] | None:
-        """Do what can be done now.
+    async def step(
+        self, key: Key, live: Object, hive: AgentHive, servers: Mapping[Server, Connection]
+    ) -> tuple[str, float] | None:
+        """Do what can be done now; ``servers`` are to be cleaned.
 
         Returns what the deletion waits for and when to look again, or None when the finalizer is gone. Raises
         ``ApiError`` for what trying again may cure.
@@ -54,8 +58,8 @@ class HiveDeletion:
         if draining and remaining > 0:
             return f"draining {len(draining)} agents: {', '.join(draining[:10])}", LOOK_AGAIN_SECONDS
         left = [f"pods of agents {', '.join(draining[:10])} still run"] if draining else []
-        for server in outside(hive):
-            problem = await self._clean(key, hive, server)
+        for server, connection in servers.items():
+            problem = await self._clean(key, hive, server, connection)
             if problem and remaining > 0:
                 return f"cleaning {server}: {problem}", LOOK_AGAIN_SECONDS
             if problem:
@@ -106,10 +110,9 @@ class HiveDeletion:
         """The hive is gone."""
         self._seen.pop(uid, None)
 
-    async def _clean(self, key: Key, hive: AgentHive, server: Server) -> str:
+    async def _clean(self, key: Key, hive: AgentHive, server: Server, connection: Connection) -> str:
         """Remove what the hive left in an external server; returns what went wrong, or nothing."""
         self._context.kube.check()
-        connection = await self._stores.connection(key, hive, server)
         if connection.access is None:
             return connection.missing.message if connection.missing else "no URL"
         dialled = await self._stores.dial(connection.access.upkeep, server)
@@ -137,26 +140,27 @@ class HiveDeletion:
         return ""
 
 
-def outside(hive: AgentHive) -> list[Server]:
-    """External servers that the hive's end has to clean: those of a hive with deletionPolicy Delete. Pure."""
+def outside(hive: AgentHive, book: Book) -> list[Server]:
+    """External servers that the hive's end has to clean: those in force of a hive with deletionPolicy Delete. Pure."""
     if hive.spec.deletion_policy != "Delete" or hive.instance_id is None:
         return []
+    external = {"redis": hive.spec.redis.external, "postgres": hive.spec.postgres.external}
     return [
         server
         for server in SERVERS
-        if (hive.spec.redis if server == "redis" else hive.spec.postgres).external is not None
+        if (external[server] is not None if (held := book.held(server)) is None else not held.managed)
     ]
 
 
-async def ensure_finalizer(context: Context, live: Object, hive: AgentHive) -> Object:
-    """The finalizer is there exactly while the hive's end has work to do: agents to drain, servers to clean."""
+async def ensure_finalizer(context: Context, live: Object, hive: AgentHive, servers: Sequence[Server]) -> Object:
+    """The finalizer is there exactly while the hive's end has work to do: agents to drain, ``servers`` to clean."""
     key = Key("AgentHive", hive.metadata.namespace, hive.metadata.name)
 
     def has_agents() -> bool:
         cache = context.cache
         return bool(cache.agents_of(key.namespace, key.name) or cache.agents_with_pods(key.namespace, key.name))
 
-    needed = bool(outside(hive)) or has_agents()
+    needed = bool(servers) or has_agents()
     present = FINALIZER in hive.metadata.finalizers
     if present and not needed:
         await confirm_agents(context, key)

@@ -18,6 +18,7 @@ from agenthive_operator.api.meta import InvalidObjectError
 from agenthive_operator.backends.kube import AGENT_HIVE, Object, secret_data
 from agenthive_operator.backends.references import Reference
 from agenthive_operator.backends.reports import Figures, PostgresReport, StoreReport
+from agenthive_operator.plan.book import Book, Held
 from agenthive_operator.plan.connections import ConnectionBudget, connection_budget
 from agenthive_operator.plan.hive import plan_annotations, plan_claims, plan_hive
 from agenthive_operator.plan.inputs import ObservedHive, ObservedServer
@@ -46,9 +47,10 @@ from agenthive_operator.reconcile.conditions import (
     stores_ready,
 )
 from agenthive_operator.reconcile.context import Context, HiveState
-from agenthive_operator.reconcile.deletion import HiveDeletion, ensure_finalizer
+from agenthive_operator.reconcile.cutover import Cutovers, Servers, running, with_notes
+from agenthive_operator.reconcile.deletion import HiveDeletion, ensure_finalizer, outside
 from agenthive_operator.reconcile.status import FigureGate, hive_status, is_true, merge_conditions, only_ready
-from agenthive_operator.reconcile.stores import Connection, Server, Stores, scope_of
+from agenthive_operator.reconcile.stores import SERVERS, Connection, Server, Stores, scope_of
 
 PASSWORD_BYTES: Final = 24
 INSTANCE_ALPHABET: Final = "abcdefghijkmnpqrstuvwxyz23456789"
@@ -67,6 +69,15 @@ class Found:
     cache: Connection | None = None
     cached: StoreReport | None = None
 
+    def of(self, server: Server) -> Connection:
+        """The connection of one server."""
+        return self.redis if server == "redis" else self.postgres
+
+    def is_of(self, server: Server, book: Book) -> bool:
+        """Whether what was looked at is the server that is in force by now."""
+        held, found = book.held(server), self.of(server).server
+        return held is None or (found is not None and found.leads_as(held))
+
     @property
     def is_incomplete(self) -> bool:
         """Whether a first look is still under way."""
@@ -79,6 +90,7 @@ class HiveReconciler:
     def __init__(self, context: Context) -> None:
         self._context = context
         self.stores = Stores(context)
+        self.cutovers = Cutovers(context, self.stores)
         self._deletion = HiveDeletion(context, self.stores)
         self._gates: dict[Key, FigureGate] = {}
 
@@ -101,25 +113,30 @@ class HiveReconciler:
         if hive.metadata.deleting:
             return await self._delete(key, live, hive)
         live, hive = await self._ensure_instance_id(live, hive)
-        live = await ensure_finalizer(self._context, live, hive)
-        problem = await self._bring_about(key, hive)
-        found = await self._look(key, hive)
+        book = await self.cutovers.book(key, hive, await self.cutovers.wanted(key, hive), known=is_known(live))
+        live = await ensure_finalizer(self._context, live, hive, outside(hive, book))
+        problem = await self._bring_about(key, hive, book)
+        wanted = await self.cutovers.wanted(key, hive)  # a managed server may have its Secret now
+        found = await self._look(key, hive, self.cutovers.in_force(key, book, wanted))
         figures = self.stores.look_at_queues(key, hive, found.redis.url if found.bus and found.bus.ok else None)
         if problem is None and found.is_incomplete and is_known(live):
             # The first look since the start, or at another server, is under way and comes back here by itself: until
             # then what was written before is the best there is.
             return None
+        step, refused = await self.cutovers.step(key, live, hive, book, wanted, found.bus, found.store)
+        problem = problem or refused
         seen = self._observe(key, hive, problem, found)
-        verdicts = hive_conditions(seen)
+        verdicts = with_notes(hive_conditions(seen), step.notes)
         again = await self._tell(key, live, hive, verdicts, seen, figures)
         if problem is not None or not found.is_incomplete:
-            self._tell_agents(key, hive, verdicts, found)
-        return sooner(again, problem)
+            self._tell_agents(key, hive, verdicts, found, step.book)
+        return sooner(earlier(again, step.again), problem)
 
     # ---- steps
 
     async def _forget(self, key: Key) -> None:
         await self.stores.forget(key)
+        self.cutovers.forget(key)
         self._context.references.register(key, ())
         self._context.states.pop(key, None)
         self._gates.pop(key, None)
@@ -146,7 +163,7 @@ class HiveReconciler:
                 return found
         return None
 
-    async def _bring_about(self, key: Key, hive: AgentHive) -> Problem | None:
+    async def _bring_about(self, key: Key, hive: AgentHive, book: Book) -> Problem | None:
         """Apply the hive's own servers, prune what is no longer planned, follow the Secrets it points at."""
         pointed = [Reference(entry.kind, key.namespace, entry.name) for entry in hive_references(hive)]
         self._context.references.register(key, pointed)
@@ -154,14 +171,15 @@ class HiveReconciler:
             redis=await self._observe_server(key, hive, "redis"),
             postgres=await self._observe_server(key, hive, "postgres"),
         )
-        planned, policies = plan_hive(hive, observed), plan_network(hive, self._context.options.place)
+        planned = plan_hive(hive, observed)
+        policies = plan_network(hive, self._context.options.place, running(book))
         children = self._context.children
         # Before the StatefulSets, which say what annotations there were.
         problem = await children.apply_existing(plan_annotations(hive, observed), ANNOTATIONS_MANAGER)
         problem = problem or await children.apply(planned)
         if problem is not None:
             return problem
-        await children.prune(hive.metadata.uid, [*planned, *policies])
+        await children.prune(hive.metadata.uid, [*planned, *policies, *self.cutovers.kept(hive, book)])
         refused = await self._apply_policies(policies)
         return await children.apply_existing(plan_claims(hive, observed)) or refused
 
@@ -197,11 +215,10 @@ class HiveReconciler:
             self._context.queue.add_after(key, again)
         return text
 
-    async def _look(self, key: Key, hive: AgentHive) -> Found:
+    async def _look(self, key: Key, hive: AgentHive, at: Servers) -> Found:
         """Where the stores are, and what the latest look at each found."""
-        redis = await self.stores.connection(key, hive, "redis")
+        redis, postgres = at.redis, at.postgres
         cache = await self.stores.cache_connection(key, hive)
-        postgres = await self.stores.connection(key, hive, "postgres")
         return Found(
             redis, self.stores.look_at_redis(key, hive, redis),
             postgres, self.stores.look_at_postgres(key, hive, postgres),
@@ -218,12 +235,12 @@ class HiveReconciler:
             own_cache=found.cache is not None,
             cache=found.cached,
             budget=budget_of(hive, agents, found),
-            managed_postgres=hive.spec.postgres.external is None,
+            managed_postgres=found.postgres.managed,
             agents_total=len(agents),
             agents_ready=len(agents) - len(waiting),
             agents_not_ready=waiting,
             suspended=hive.spec.suspend,
-            closed=closed_servers(hive),
+            closed=closed_servers(hive, [server for server in SERVERS if not found.of(server).managed]),
             problem=problem,
             halted=self._context.rolls.halted(key),
         )
@@ -268,7 +285,7 @@ class HiveReconciler:
         chosen, again = gate.choose(known, newest, self._context.monotonic())
         return chosen.get("backlog"), again
 
-    def _tell_agents(self, key: Key, hive: AgentHive, verdicts: dict[str, Verdict], found: Found) -> None:
+    def _tell_agents(self, key: Key, hive: AgentHive, verdicts: dict[str, Verdict], found: Found, book: Book) -> None:
         """Let the agents know what they depend on, and have them reconciled when it changed."""
         ready = stores_ready(verdicts)
         failing = next((verdict.message for verdict in verdicts.values() if verdict.status != "True"), "")
@@ -280,14 +297,27 @@ class HiveReconciler:
             deleting=hive.metadata.deleting,
             message="" if ready else failing,
             rotate=token(hive.metadata.annotations),
-            redis_url=found.redis.url if found.bus and found.bus.ok else None,
+            moving=book.move is not None,
+            halted=book.halted,
+            redis_mints=mints(book.redis, found.redis, hive.spec.redis.mints_users),
+            postgres_mints=mints(book.postgres, found.postgres, hive.spec.postgres.mints_logins),
+            redis_held=self._url_of(key, "redis", book),
+            postgres_held=self._url_of(key, "postgres", book),
+            redis_url=found.redis.url if found.bus and found.bus.ok and found.is_of("redis", book) else None,
             # Of a server whose schema cannot be used, no pod is told: what is known of logins speaks of the former one.
             postgres_url=(
-                found.postgres.url if found.store and found.store.store.ok and found.store.schema.ok else None
+                found.postgres.url
+                if found.store and found.store.store.ok and found.store.schema.ok and found.is_of("postgres", book)
+                else None
             ),
             cache_url=found.cache.url if found.cache and found.cached and found.cached.ok else None,
         )
         self._set_state(key, state)
+
+    def _url_of(self, key: Key, server: Server, book: Book) -> str | None:
+        """The URL of the server in force that agents use."""
+        held = book.held(server)
+        return self.stores.held(key, server, held).url if held is not None else None
 
     def _set_state(self, key: Key, state: HiveState) -> None:
         if self._context.states.get(key) != state:
@@ -312,14 +342,19 @@ class HiveReconciler:
             ready=False,
             deleting=True,
             message="it is being deleted",
+            redis_mints=known.redis_mints if known else hive.spec.redis.mints_users,
+            postgres_mints=known.postgres_mints if known else hive.spec.postgres.mints_logins,
+            redis_held=known.redis_held if known else None,
+            postgres_held=known.postgres_held if known else None,
             redis_url=known.redis_url if known else None,
             postgres_url=known.postgres_url if known else None,
             cache_url=known.cache_url if known else None,
         )
         self._set_state(key, state)
+        self.cutovers.rest(key)
         self._context.postgres.forget(key)  # another look would make the schema again that is about to be dropped
         self._context.redis.forget(key)  # and the users
-        waiting = await self._deletion.step(key, live, hive)
+        waiting = await self._deletion.step(key, live, hive, await self._outside(key, live, hive))
         if waiting is None:
             return None
         text, again = waiting
@@ -327,8 +362,28 @@ class HiveReconciler:
         await self._context.write_status(live, only_ready(live, verdict, self._context.clock()))
         return again
 
+    async def _outside(self, key: Key, live: Object, hive: AgentHive) -> dict[Server, Connection]:
+        """The external servers that are to be cleaned."""
+        if hive.spec.deletion_policy != "Delete" or hive.instance_id is None:
+            return {}
+        wanted = await self.cutovers.wanted(key, hive)
+        book = await self.cutovers.book(key, hive, wanted, known=is_known(live))
+        at = self.cutovers.in_force(key, book, wanted)
+        return {server: at.of(server) for server in outside(hive, book)}
+
 
 # ---- pure
+
+
+def mints(held: Held | None, found: Connection, wished: bool) -> bool:
+    """Whether agents get credentials of their own at the server in force; ``wished`` is what the spec says."""
+    server = held or found.server
+    return server.mints if server is not None else wished
+
+
+def earlier(one: float | None, other: float | None) -> float | None:
+    """The sooner of two times to look again."""
+    return min((seconds for seconds in (one, other) if seconds is not None), default=None)
 
 
 def budget_of(hive: AgentHive, agents: list[Object], found: Found) -> ConnectionBudget | None:

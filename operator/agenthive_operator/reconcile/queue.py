@@ -164,6 +164,10 @@ class Schedule(Generic[K]):
         """Whether a key is due or being handled."""
         return bool(self._ready or self._in_flight)
 
+    def handles(self, key: K) -> bool:
+        """Whether ``key`` is being handled."""
+        return key in self._in_flight
+
     def failures(self, key: K) -> int:
         """How often handling ``key`` failed in a row."""
         return self._failures.get(key, 0)

@@ -68,6 +68,20 @@ _EXPIRING: Final = Reason(
     "The server is ready, and a certificate that external.tls names expires within 14 days.",
     "Renew it in its Secret; agents are rolled and use the new one.",
 )
+_MOVES: Final[Mapping[str, Reason]] = {
+    "NewServerRefused": Reason(
+        _TRUE,
+        "The server in use is ready. The one that the spec and its Secrets name now cannot be used: everything stays "
+        "on the one in use.",
+        "Correct the URL, the certificates or the server, as the message says, or put the former value back.",
+    ),
+    "CuttingOver": Reason(_TRUE, "The hive moves to another server; the message says how far it is.", _WAIT),
+    "CutoverTimedOut": Reason(
+        _TRUE,
+        "The move to another server took too long and was given up; the hive stays on the one in use.",
+        "See docs/cutover.md; the message says what was left and how to try again.",
+    ),
+}
 _HIVE_MISSING: Final = Reason(
     _FALSE,
     "There is no AgentHive of that name in this namespace. The agent starts once there is.",
@@ -115,6 +129,11 @@ REASONS: Final[Mapping[str, Mapping[str, Mapping[str, Reason]]]] = {
             "PostgresNotReady": Reason("False, Unknown", "PostgresReady is not True.", "See PostgresReady."),
             "SchemaNotReady": Reason(_FALSE, "SchemaReady is not True.", "See SchemaReady."),
             "AgentsNotReady": Reason(_FALSE, "AgentsReady is not True.", "See AgentsReady."),
+            "ServerChangePending": Reason(
+                _FALSE,
+                "The hive is of use, on other servers than the spec and its Secrets name now.",
+                "See RedisReady and PostgresReady.",
+            ),
         },
         "RedisReady": {
             "Reachable": _REACHABLE,
@@ -170,6 +189,7 @@ REASONS: Final[Mapping[str, Mapping[str, Mapping[str, Reason]]]] = {
                 "from before read past the cache meanwhile, others start with the cache off.",
                 "Read the message: it is about the server that spec.redis.cache.urlSecretRef leads to.",
             ),
+            **_MOVES,
             "EgressDenied": _EGRESS_DENIED,
         },
         "PostgresReady": {
@@ -205,6 +225,12 @@ REASONS: Final[Mapping[str, Mapping[str, Mapping[str, Reason]]]] = {
                 _TRUE,
                 "The server is ready, and the pods of the hive may open more than 80 % of the connections that it has.",
                 "Lower spec.postgres.pool.maxSize or replicas, raise max_connections, or put PgBouncer in between.",
+            ),
+            **_MOVES,
+            "DatabaseNotAccepted": Reason(
+                _TRUE,
+                "The server in use is ready. The database that the spec names now lacks this hive's data.",
+                "Restore a dump there, or accept it with the annotation that the message writes out.",
             ),
             "EgressDenied": _EGRESS_DENIED,
         },
@@ -265,6 +291,7 @@ REASONS: Final[Mapping[str, Mapping[str, Mapping[str, Reason]]]] = {
             "AllPodsReady": Reason(_TRUE, "Every pod runs the newest spec and is ready."),
             "Suspended": Reason(_TRUE, "The hive is suspended and no pod runs."),
             "ScaledToZero": Reason(_TRUE, "spec.replicas is 0 and no pod runs."),
+            "CuttingOver": Reason(_FALSE, "The hive moves to another server; its agents stand at zero pods.", _WAIT),
             "HiveMissing": _HIVE_MISSING,
             "HiveNotReady": _HIVE_NOT_READY,
             "HiveDeleting": _HIVE_DELETING,

@@ -13,12 +13,14 @@ from typing import Final
 
 from agenthive_operator.api.agent import Agent
 from agenthive_operator.api.hive import AgentHive
-from agenthive_operator.backends.kube import ApiError, Object
+from agenthive_operator.backends.kube import ApiError, Object, secret_data
+from agenthive_operator.plan.agent import POSTGRES_URL, REDIS_URL
+from agenthive_operator.plan.cutover import leads_to
 from agenthive_operator.plan.names import CHANGE_ANNOTATION, TEMPLATE_ANNOTATION
 from agenthive_operator.plan.rolling import Answer, needs_slot
 from agenthive_operator.plan.rotation import PREVIOUS
 from agenthive_operator.plan.template import user_templates
-from agenthive_operator.reconcile.cache import Key
+from agenthive_operator.reconcile.cache import Key, controller_of
 from agenthive_operator.reconcile.children import covers, is_ours, prepare
 from agenthive_operator.reconcile.conditions import BLOCKED_SECONDS, Problem
 from agenthive_operator.reconcile.context import Context
@@ -80,6 +82,15 @@ class Release:
             if asked:
                 self._context.rolls.applied(key, of)
 
+    async def stop(self, agent: Agent) -> None:
+        """Scale an Agent to zero of which nothing else can be brought about. Raises ``ApiError``."""
+        live = await self._context.children.live("Deployment", agent.metadata.namespace, agent.metadata.name)
+        owner = controller_of(live) if live is not None else None
+        if live is None or owner is None or owner["uid"] != agent.metadata.uid or not live["spec"].get("replicas", 1):
+            return
+        # rbac: apps/deployments patch
+        self._context.cache.put(await self._context.kube.merge_patch(live, {"spec": {"replicas": 0}}))
+
     async def _apply(self, agent: Agent, planned: Sequence[Object]) -> Problem | None:
         problem = await self._context.children.apply(planned)
         if problem is None:
@@ -90,15 +101,26 @@ class Release:
         """Leave the pods' template, Secret included, as it is; returns ``why``, or what went wrong meanwhile."""
         if live is None:
             return why
-        await self._drop_revoked(next(plan for plan in planned if plan["kind"] == "Secret"))
+        secret = next(plan for plan in planned if plan["kind"] == "Secret")
+        await self._drop_revoked(secret)
         wanted = next(plan for plan in planned if plan["kind"] == "Deployment")["spec"]["replicas"]
-        if live["spec"].get("replicas") != wanted:
+        present = live["spec"].get("replicas")
+        if present == 0 and wanted and not await self._leads_alike(secret):
+            return why  # the Secret that stays leads to a server which the hive has left
+        if present != wanted:
             # rbac: apps/deployments patch
             self._context.cache.put(await self._context.kube.merge_patch(live, {"spec": {"replicas": wanted}}))
         problem = await self._context.children.apply([p for p in planned if p["kind"] == "PodDisruptionBudget"])
         if problem is None:
             await self._context.children.prune(agent.metadata.uid, planned)
         return problem or why
+
+    async def _leads_alike(self, planned: Object) -> bool:
+        """Whether the Agent's Secret leads where ``planned`` would."""
+        metadata = planned["metadata"]
+        live = await self._context.children.live("Secret", metadata["namespace"], metadata["name"])
+        known, wanted = secret_data(live) if live is not None else {}, secret_data(planned)
+        return all(leads_to(known.get(name), wanted.get(name)) for name in (REDIS_URL, POSTGRES_URL))
 
     async def _drop_revoked(self, planned: Object) -> None:
         metadata = planned["metadata"]

@@ -87,7 +87,7 @@ class Rotations:
         known = secret_data(secret) if secret is not None else {}
         wish = Wish(token(agent.metadata.annotations), state.rotate, hive.spec.credentials.rotate_days)
         record, made = self._read(key, secret, known, wish)
-        minting = minted(hive)
+        minting = minted(state)
         record = limited(record, minting)  # others cannot be revoked without administrative access
         urls = self._urls(key, hive, state, known, record)
         pods = self._context.cache.pods_of(key.namespace, hive=hive.metadata.name, agent=key.name)
@@ -101,10 +101,11 @@ class Rotations:
             mints=bool(minting),
             # Where a server's address changes, too, that comes first.
             usable=state.ready
+            and not state.moving
             and all(url is not None and self._as_mounted(url) == known.get(name) for name, url in urls.items()),
             rolling=deployment is not None and is_rolling(rollout_of(deployment)),
             outdated=has_outdated(deployment, pods, record.since),
-            stray=hive.spec.postgres.mints_logins and self._context.logins.has_other(key),
+            stray=state.postgres_mints and self._context.logins.has_other(key),
         )
         if seen.usable and seen.is_due and not record.previous:
             following = self._following(key, hive, state, urls)
@@ -119,7 +120,7 @@ class Rotations:
             case Step.SWITCH:
                 urls, record = self._switch(key, hive, state, known, seen, urls)
             case Step.FINISH:
-                record, trouble = await self._finish(key, live, hive, record)
+                record, trouble = await self._finish(key, live, hive, state, record)
             case Step.DECLINE:
                 record = answered(record, wish)
                 text = "the operator makes no credentials for agents of this hive: see docs/rotation.md"
@@ -128,8 +129,8 @@ class Rotations:
                 self._hold(key, hive, seen)
         self._records[key] = record
         return Credentials(
-            urls[REDIS_URL] or known.get(REDIS_URL),
-            urls[POSTGRES_URL] or known.get(POSTGRES_URL),
+            urls[REDIS_URL],
+            urls[POSTGRES_URL],
             record,
             waits or trouble,
             stuck=bool(trouble),
@@ -177,11 +178,11 @@ class Rotations:
         self, key: Key, hive: AgentHive, state: HiveState, known: Mapping[str, str], record: Record
     ) -> dict[str, str | None]:
         """The URLs by name, with credentials of the Agent's own where the operator makes such."""
-        redis, postgres = state.redis_url, state.postgres_url
-        if hive.spec.redis.mints_users:
+        redis, postgres = state.redis_url or state.redis_held, state.postgres_url or state.postgres_held
+        if state.redis_mints:
             former = record.previous.get(PREVIOUS + REDIS_URL)
             redis = self._passwords.present(key, hive, state, known.get(REDIS_URL), former)
-        if hive.spec.postgres.mints_logins:
+        if state.postgres_mints:
             postgres = self._present(key, hive, state, known.get(POSTGRES_URL))
         return {REDIS_URL: redis, POSTGRES_URL: postgres}
 
@@ -195,9 +196,9 @@ class Rotations:
     ) -> dict[str, str | None]:
         """The URLs with the credentials that come next, of servers that have such; None unless begun and let in."""
         following: dict[str, str | None] = {}
-        if hive.spec.redis.mints_users:
+        if state.redis_mints:
             following[REDIS_URL] = self._passwords.following(key, urls[REDIS_URL])
-        if hive.spec.postgres.mints_logins:
+        if state.postgres_mints:
             login = None
             if key in self._begun and state.postgres_url is not None:
                 login, _ = self._context.logins.follow(key, schema_name(scope_of(hive)), server=state.postgres_url)
@@ -224,9 +225,9 @@ class Rotations:
         """Have the next credentials made; returns what keeps them from being let in."""
         self._begun.add(key)
         of = hive_key(hive)
-        if hive.spec.redis.mints_users:
+        if state.redis_mints:
             self._passwords.begin(key)
-        if not hive.spec.postgres.mints_logins:
+        if not state.postgres_mints:
             return ""
         _, is_news = self._context.logins.follow(key, schema_name(scope_of(hive)), server=state.postgres_url)
         if is_news:
@@ -252,7 +253,9 @@ class Rotations:
         former = {name: known[name] for name in following}
         return {**urls, **following}, switched(seen.record, seen.wish, former, seen.now)
 
-    async def _finish(self, key: Key, live: Object, hive: AgentHive, record: Record) -> tuple[Record, str]:
+    async def _finish(
+        self, key: Key, live: Object, hive: AgentHive, state: HiveState, record: Record
+    ) -> tuple[Record, str]:
         """Revoke the former credentials, if the API server says, too, that no pod may use them."""
         selector = selector_string(agent_selector(hive.metadata.name, key.name))
         # rbac: core/pods list
@@ -260,15 +263,15 @@ class Rotations:
         if has_outdated(None, pods, record.since):
             return record, ""  # the watch is about to tell the rest
         is_done = True
-        if hive.spec.redis.mints_users:
+        if state.redis_mints:
             is_done = self._passwords.revoke(key, record.previous.get(PREVIOUS + REDIS_URL))
-        if hive.spec.postgres.mints_logins:
+        if state.postgres_mints:
             dropped, is_news = self._context.logins.revoke(key)
             is_done = is_done and dropped
             if is_news:
                 self._context.postgres.poke(hive_key(hive))
         if not is_done:
-            trouble = self._context.logins.trouble(key) if hive.spec.postgres.mints_logins else ""
+            trouble = self._context.logins.trouble(key) if state.postgres_mints else ""
             return record, f"its former credentials are not revoked yet: {trouble}" if trouble else ""
         if record.previous:
             text = f"its pods use new credentials since {record.since}; the former ones are revoked"
@@ -306,9 +309,9 @@ def hive_key(hive: AgentHive) -> Key:
     return Key("AgentHive", hive.metadata.namespace, hive.metadata.name)
 
 
-def minted(hive: AgentHive) -> list[str]:
+def minted(state: HiveState) -> list[str]:
     """The connections for which the operator makes credentials of each Agent's own. Pure."""
-    mints = {REDIS_URL: hive.spec.redis.mints_users, POSTGRES_URL: hive.spec.postgres.mints_logins}
+    mints = {REDIS_URL: state.redis_mints, POSTGRES_URL: state.postgres_mints}
     return [name for name, is_minted in mints.items() if is_minted]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final, Literal
@@ -14,6 +14,7 @@ from agenthive.settings import HiveScope
 from agenthive.store import schema_name
 from agenthive_operator.api.hive import AgentHive
 from agenthive_operator.backends import postgres, redis
+from agenthive_operator.backends.identity import identified_postgres, identified_redis
 from agenthive_operator.backends.kube import ApiError, Object, secret_data
 from agenthive_operator.backends.postgres import FIELDS, Access
 from agenthive_operator.backends.references import Reference
@@ -27,6 +28,7 @@ from agenthive_operator.backends.reports import (
 )
 from agenthive_operator.backends.resolve import NoEndpointError
 from agenthive_operator.backends.shared import Sessions, SharedLooks
+from agenthive_operator.plan.book import Held
 from agenthive_operator.plan.external import Secrets, UnusableError, Ways, cache_way, secret_names, ways_in
 from agenthive_operator.plan.names import COMPONENT_LABEL, server_name
 from agenthive_operator.reconcile.cache import Key
@@ -50,11 +52,16 @@ NO_SCHEMA: Final = SchemaReport(False, "WaitingForPostgres", "the schema is migr
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """Where one store of a hive is: its URLs (of Redis ``url`` alone), or the report that says why there are none."""
+    """Where one store of a hive is: its URLs as this process dials them, or the report that says why there are none.
+
+    ``server`` is the same as it is remembered, with who it is as far as that is known.
+    """
 
     access: Access | None = field(default=None, repr=False)
     missing: StoreReport | None = None
     warnings: tuple[Warned, ...] = ()
+    server: Held | None = None
+    managed: bool = False
 
     @property
     def url(self) -> str | None:
@@ -81,13 +88,24 @@ class Stores:
             self._context.certificates.forget((key, server))
             secret = await self._context.children.live("Secret", key.namespace, server_name(key.name, server))
             url = secret_data(secret).get("url") if secret is not None and is_labelled(secret) else None
+            if not url:
+                return Connection(missing=BEING_CREATED, managed=True)
             # The user that a managed server starts with may do everything.
-            return Connection(Access(url, admin=url)) if url else Connection(missing=BEING_CREATED)
+            ways = Ways(server, {"url": url, "admin": url})
+            return self._at((key, server), Held.of(ways, managed=True), ways)
         secrets = await self._secrets(key, secret_names(external))
         try:
-            return self._at(key, ways_in(server, external, secrets, self._context.clock()))
+            ways = ways_in(server, external, secrets, self._context.clock())
+            return self._at((key, server), Held.of(ways, managed=False), ways)
         except UnusableError as error:
             return Connection(missing=StoreReport(False, error.reason, str(error)))
+
+    def held(self, key: Key, server: Server, held: Held) -> Connection:
+        """The way to a server in force, whatever the spec says; its certificates are laid down again."""
+        try:
+            return self._at((key, server, "held"), held, held.ways(server))
+        except UnusableError as error:
+            return Connection(missing=StoreReport(False, error.reason, str(error)), server=held, managed=held.managed)
 
     async def cache_connection(self, key: Key, hive: AgentHive) -> Connection | None:
         """The URL of the cache's own Redis; None where the hive has none. Raises ``ApiError``."""
@@ -97,7 +115,8 @@ class Stores:
         names = {pointer.name} | (secret_names(external) if external else set())
         secrets = await self._secrets(key, names)
         try:
-            return self._at(key, cache_way(pointer, external, secrets, self._context.clock()))
+            way = cache_way(pointer, external, secrets, self._context.clock())
+            return self._at((key, "redis"), Held.of(way, managed=False), way)
         except UnusableError as error:
             return Connection(missing=StoreReport(False, error.reason, str(error)))
 
@@ -105,11 +124,11 @@ class Stores:
         read = self._context.references.read
         return {name: await read(Reference("Secret", key.namespace, name)) for name in sorted(names)}
 
-    def _at(self, key: Key, ways: Ways) -> Connection:
+    def _at(self, owner: Hashable, server: Held, ways: Ways) -> Connection:
         """The URLs, their certificates laid where this process finds them. Raises ``UnusableError``."""
-        folder = self._context.certificates.place((key, ways.server), ways.files)
+        folder = self._context.certificates.place(owner, ways.files)
         warnings = tuple(Warned("CertificateExpiring", text) for text in ways.warnings)
-        return Connection(Access(**ways.below(folder)), warnings=warnings)
+        return Connection(Access(**ways.below(folder)), warnings=warnings, server=server, managed=server.managed)
 
     def look_at_redis(self, key: Key, hive: AgentHive, connection: Connection) -> StoreReport | None:
         """The latest report on Redis; None while the first look at this URL is under way."""
@@ -117,10 +136,7 @@ class Stores:
         if access is None:
             monitor.forget(key)
             return connection.missing
-        scope = scope_of(hive)
-        needs = redis.Needs(
-            scope.hive_prefix, loads=access.admin is None, replicated=hive.spec.messaging.durability == "replicated"
-        )
+        scope, needs = scope_of(hive), needs_of(hive, access)
 
         async def check() -> StoreReport:
             dialled = await self.dial_all(access, "redis")
@@ -129,14 +145,15 @@ class Stores:
             report = await redis.probe(dialled.url, shown=access.url, needs=needs)
             if dialled.admin is None:
                 await self._context.users.forget_hive(key)
-                return report
-            return await self._context.users.sync(key, dialled, scope, report, shown=access.url)
+            else:
+                report = await self._context.users.sync(key, dialled, scope, report, shown=access.url)
+            return await identified_redis(report, dialled.url, scope)
 
         report = monitor.watch(key, (access, scope, needs), check)
         if report is None or report.ok:
             return report and replace(report, warnings=connection.warnings + report.warnings)
         monitor.poke(key)
-        return self._while_starting(key, report, "redis") if hive.spec.redis.external is None else report
+        return self._while_starting(key, report, "redis") if connection.managed else report
 
     def look_at_cache(self, key: Key, connection: Connection | None) -> StoreReport | None:
         """The latest report on the cache's own Redis; None while the first look is under way, or where it has none."""
@@ -158,6 +175,7 @@ class Stores:
             monitor.forget(key)
             return PostgresReport(connection.missing, NO_SCHEMA) if connection.missing else None
         scope, schemas = scope_of(hive), self._schema(key)
+        known = connection.server.identity if connection.server else ""
         schemas.retention = hive.spec.retention
 
         async def check() -> PostgresReport:
@@ -166,6 +184,7 @@ class Stores:
                 return PostgresReport(dialled, NO_SCHEMA)
             async with self.database(key):
                 report = await schemas.check(dialled, scope, shown=access.url)
+                report = await identified_postgres(report, dialled.upkeep, scope, known, connect=self._sessions.lend)
                 if not report.schema.ok or access.admin is None:
                     return report
                 problem = await self._context.logins.sync(key, dialled, schema_name(scope), shown=access.url)
@@ -180,7 +199,7 @@ class Stores:
         if report.store.ok and report.schema.ok:
             return report
         monitor.poke(key)
-        if hive.spec.postgres.external is None and not report.store.ok:
+        if connection.managed and not report.store.ok:
             return replace(report, store=self._while_starting(key, report.store, "postgres"))
         return report
 
@@ -248,6 +267,7 @@ class Stores:
             monitor.forget(key)
         for server in SERVERS:
             self._context.certificates.forget((key, server))
+            self._context.certificates.forget((key, server, "held"))
         self._schemas.pop(key, None)
         self._databases.pop(key, None)
         for server in SERVERS:
@@ -313,6 +333,15 @@ def ready_since(pods: list[Object]) -> datetime | None:
                 moment = entry.get("lastTransitionTime")
                 return datetime.fromisoformat(moment) if moment else datetime.min.replace(tzinfo=UTC)
     return None
+
+
+def needs_of(hive: AgentHive, access: Access) -> redis.Needs:
+    """What a hive's bus needs of its Redis. Pure."""
+    return redis.Needs(
+        scope_of(hive).hive_prefix,
+        loads=access.admin is None,
+        replicated=hive.spec.messaging.durability == "replicated",
+    )
 
 
 def scope_of(hive: AgentHive) -> HiveScope:

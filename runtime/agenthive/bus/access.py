@@ -40,6 +40,7 @@ OTHERS: Final = {
     "held": "hset",
     "delayed": "zadd zscore",
     "busy": "hexists hset",
+    "closed": "exists",  # of who does not say that it is an agent of the hive
     "o:*": "zadd zrange",
     "w:[1-4]": "zadd",
     "dg": "get set",
@@ -57,7 +58,7 @@ OTHERS: Final = {
 }
 """On keys of any agent of the hive, by what follows their prefix."""
 
-TOPICS: Final = {"log": "pexpire xadd xread xtrim", "last": "get set"}
+TOPICS: Final = {"log": "pexpire xadd xread xtrim", "last": "get set", "closed": "exists"}
 """On keys of any topic of the hive, by what follows their prefix."""
 
 CACHED: Final = "del get getrange mget pexpire pttl set"

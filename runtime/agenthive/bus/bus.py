@@ -62,13 +62,17 @@ _CANCELLED = {
 class Bus:
     """One per process; owns its connections. Made by :meth:`connect`."""
 
-    def __init__(self, connections: Connections, scope: HiveScope, messaging: Messaging) -> None:
+    def __init__(
+        self, connections: Connections, scope: HiveScope, messaging: Messaging, *, inside: bool = False
+    ) -> None:
         self.scope = scope
         self.messaging = messaging
         #: Told of each message that was accepted: sent, asked, published or fired by this process.
         self.on_sent: Callable[[AgentMessage], None] | None = None
         self._connections = connections
-        self._sender = sender_for(connections, messaging.queue, durable=messaging.durability == "replicated")
+        self._sender = sender_for(
+            connections, messaging.queue, durable=messaging.durability == "replicated", inside=inside
+        )
         self._replies = ReplyReader(connections, scope)
         self._letters = Letters(connections, self._of)
         self._watches = Watches(self._statuses, self._unknown)
@@ -84,9 +88,12 @@ class Bus:
         messaging: Messaging | None = None,
         pool: RedisPool | None = None,
         client_name: str = "agenthive",
+        inside: bool = False,
     ) -> Self:
         """Connect to Redis and load the bus's functions.
 
+        ``inside``: this process is an agent of the hive. While the hive moves to another Redis, what it sends still
+        gets through, for it belongs to what was accepted; what others send is refused with HiveMoving.
         Raises BusUnavailable (unreachable, wrong password, too old; the text says which) and ValueError for a URL
         that is none.
         """
@@ -104,7 +111,7 @@ class Bus:
         except BaseException:
             await connections.aclose()
             raise
-        return cls(connections, scope, messaging)
+        return cls(connections, scope, messaging, inside=inside)
 
     def _of(self, agent: str) -> AgentKeys:
         keys = self._keys.get(agent)

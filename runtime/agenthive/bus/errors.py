@@ -24,6 +24,10 @@ class FunctionsMissing(BusUnavailable):
     """Redis lacks the functions of this version, and this user may not load them: somebody else is to do so."""
 
 
+class HiveMoving(BusUnavailable):
+    """The hive moves to another Redis and takes nothing new meanwhile; the message was not accepted. Send it later."""
+
+
 class NotReplicated(BusUnavailable):
     """No replica confirmed what was sent (``durability: replicated``); the message may have been accepted."""
 

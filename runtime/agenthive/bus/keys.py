@@ -71,6 +71,16 @@ class TopicKeys:
         return cls(gate=f"{prefix}gate", log=f"{prefix}log", last=f"{prefix}last")
 
 
+def closed_key(prefix: str) -> str:
+    """Whether an agent or a topic (by its ``HiveScope.key_prefix``) takes nothing new, see lua/prelude.lua."""
+    return f"{prefix}closed"
+
+
+def identity_key(scope: HiveScope) -> str:
+    """Holds what tells one server of a hive from another: a UUID that is set once and never changed."""
+    return f"{scope.hive_prefix}identity"
+
+
 def agents_key(scope: HiveScope) -> str:
     """Set of the agents that ever registered in a hive."""
     return f"{scope.hive_prefix}agents"

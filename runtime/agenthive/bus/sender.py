@@ -12,7 +12,7 @@ from typing import Any
 
 from agenthive.bus.cluster import SLOT_BUSY
 from agenthive.bus.connections import Connections, Shard
-from agenthive.bus.errors import AccessDenied, BusError, BusUnavailable, QueueFull
+from agenthive.bus.errors import AccessDenied, BusError, BusUnavailable, HiveMoving, QueueFull
 from agenthive.bus.library import library
 from agenthive.bus.policy import FULL_QUEUE_FIRST_DELAY, FULL_QUEUE_MAX_DELAY
 from agenthive.bus.wire import Command, ConnectionLost, ReplyError
@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 FULL, FULL_OF_BYTES, DUPLICATE = b"043"
 """Results of a message, see lua/send.lua."""
+CLOSED = "CLOSED"
+"""Code of the refusal while the hive moves, see lua/prelude.lua."""
 BATCH_MESSAGES = 500
 """Most messages of one function call."""
 HALVED_SENDERS = 32
@@ -85,13 +87,16 @@ class Outbox:
 class Sender:
     """The sending task of a process. Callers await futures and never touch the connection."""
 
-    def __init__(self, connections: Connections | Shard, queue: QueuePolicy, *, durable: bool = False) -> None:
-        """``durable``: a message counts as accepted once a replica has it."""
+    def __init__(
+        self, connections: Connections | Shard, queue: QueuePolicy, *, durable: bool = False, inside: bool = False
+    ) -> None:
+        """``durable``: a message counts as accepted once a replica has it. ``inside``: see ``Bus.connect``."""
         self._connections = connections
         self._lane = connections.lane(durable=durable)
         self._queue = queue
         self._bound = f"{queue.max_length} {queue.max_bytes}"
         self._name = secrets.token_hex(6)
+        self._mark = "" if inside else " o"
         self._lost = 0
         """Connections lost while Redis had something to answer."""
         self._doubtful: dict[str, None] = {}
@@ -249,7 +254,7 @@ class Sender:
         return any(not item.done.done() for item in items)
 
     def _command(self, outbox: Outbox, batch: list[Item], again: bool) -> Command:
-        words = f"{int(again)}{self._lost} {self._name}"
+        words = f"{int(again)}{self._lost} {self._name}{self._mark}"
         arguments: list[Any] = [words, *(outbox.topic or (self._bound,))]
         for item in batch:
             arguments += item.arguments
@@ -270,7 +275,8 @@ class Sender:
     def _settle_batch(self, outbox: Outbox, batch: list[Item], answer: Any) -> None:
         moving = isinstance(answer, ReplyError) and answer.code in SLOT_BUSY
         if isinstance(answer, ReplyError) and not moving:
-            _fail(batch, BusUnavailable(f"Redis at {self._lane.endpoint} did not accept the message: {answer}"))
+            kind = HiveMoving if answer.code == CLOSED else BusUnavailable
+            _fail(batch, kind(f"Redis at {self._lane.endpoint} did not accept the message: {answer}"))
             return
         full = []
         if moving:  # its master may have been lost after it took them

@@ -29,12 +29,19 @@ class ShardedSender:
     """
 
     def __init__(
-        self, connections: Connections, cluster: Cluster, queue: QueuePolicy, *, durable: bool = False
+        self,
+        connections: Connections,
+        cluster: Cluster,
+        queue: QueuePolicy,
+        *,
+        durable: bool = False,
+        inside: bool = False,
     ) -> None:
         self._connections = connections
         self._cluster = cluster
         self._queue = queue
         self._durable = durable
+        self._inside = inside
         self._shards: dict[Node, _Shard] = {}
 
     async def send(self, gate: str, arguments: Arguments, wait: float, *, topic: TopicLog | None = None) -> str:
@@ -73,7 +80,7 @@ class ShardedSender:
         if shard is None:
             masters = self._cluster.masters
             shard = self._shards[node] = _Shard(
-                Sender(self._connections.shard(node), self._queue, durable=self._durable)
+                Sender(self._connections.shard(node), self._queue, durable=self._durable, inside=self._inside)
             )
             unused = [other for other, one in self._shards.items() if other not in masters and not one.callers]
             for gone in unused:
@@ -88,8 +95,10 @@ class ShardedSender:
             await shard.sender.aclose()
 
 
-def sender_for(connections: Connections, queue: QueuePolicy, *, durable: bool = False) -> Sender | ShardedSender:
+def sender_for(
+    connections: Connections, queue: QueuePolicy, *, durable: bool = False, inside: bool = False
+) -> Sender | ShardedSender:
     """The sender of a process."""
     if connections.cluster is None:
-        return Sender(connections, queue, durable=durable)
-    return ShardedSender(connections, connections.cluster, queue, durable=durable)
+        return Sender(connections, queue, durable=durable, inside=inside)
+    return ShardedSender(connections, connections.cluster, queue, durable=durable, inside=inside)

@@ -15,6 +15,7 @@ from kubernetes.aio import client
 from tests.conftest import PostgresServer
 
 from agenthive.store import upgrade
+from agenthive.store.naming import quote
 from agenthive.store.roles import agent_role, drop_roles, role_names
 from agenthive_operator.backends.kube import Kube
 from agenthive_operator.backends.logins import HiveLogins, Login, with_login
@@ -115,6 +116,17 @@ async def test_a_restarted_operator_believes_what_is_there(scene: Scene) -> None
     scene.logins.wish("anna", "minted again", fresh=True)  # its Secret was lost meanwhile
     assert await scene.sync() is None
     assert await scene.lets_in("anna", "minted again")
+
+
+async def test_on_another_server_nothing_is_believed(scene: Scene) -> None:
+    for agent in ("anna", "bert"):
+        scene.logins.wish(agent, f"of-{agent}", fresh=True)
+    await scene.sync()
+    # As in a server that was left, and had the login before its password was replaced elsewhere.
+    await scene.root.execute(f"ALTER ROLE {quote(scene.role('bert'))} PASSWORD 'former'")
+    scene.url = scene.url.replace("127.0.0.1", "localhost")
+    assert await scene.sync() is None
+    assert await scene.lets_in("bert", "of-bert")
 
 
 async def test_a_password_that_was_changed_by_hand_is_set_again(scene: Scene) -> None:

@@ -238,24 +238,28 @@ async def test_where_logins_cannot_be_made_it_is_told_and_agents_run_on(cluster:
         await cluster.patch("Secret", "urls", data={"admin": encoded(url)})
 
     async def told(kind: str, reason: str, *words: str) -> None:
-        found = await cluster.condition("AgentHive", "demo", kind, "False", reason)
-        for word in words:
-            assert word in found["message"]
-        assert "-word" not in found["message"]
+        status = "True" if reason == "NewServerRefused" else "False"
+
+        async def says() -> bool:
+            found = await cluster.condition("AgentHive", "demo", kind, status, reason)
+            assert "-word" not in found["message"]
+            return all(word in found["message"] for word in words)
+
+        await cluster.until(f"{kind} says {words}", says)
         assert (await cluster.need("Deployment", "anna"))["spec"] == before["spec"]
         assert await url_of(cluster, "anna") == database.url
 
     pointer = {"name": "urls", "key": "nothing"}
     await cluster.patch("AgentHive", "demo", spec={"postgres": {"external": {"adminUrlSecretRef": pointer}}})
-    await told("PostgresReady", "SecretMissing", "spec.postgres.external.adminUrlSecretRef", "'nothing'")
+    await told("PostgresReady", "NewServerRefused", "spec.postgres.external.adminUrlSecretRef", "'nothing'")
     await admin_is(database.admin.replace("admin-word", "no-word"))
     pointer = {"name": "urls", "key": "admin"}
     await cluster.patch("AgentHive", "demo", spec={"postgres": {"external": {"adminUrlSecretRef": pointer}}})
-    await told("SchemaReady", "AuthenticationFailed", "spec.postgres.external.adminUrlSecretRef", "refused the login")
+    await told("PostgresReady", "NewServerRefused", "spec.postgres.external.adminUrlSecretRef", "refused the login")
     await admin_is(database.url)  # owns the tables, may not create roles
-    await told("SchemaReady", "RolesFailed", "permission denied", "CREATEROLE", "adminUrlSecretRef")
+    await told("PostgresReady", "NewServerRefused", "(RolesFailed)", "CREATEROLE", "adminUrlSecretRef")
     await admin_is("mysql://nonsense")
-    await told("SchemaReady", "InvalidURL", "adminUrlSecretRef")
+    await told("PostgresReady", "NewServerRefused", "InvalidURL")
     await database.root.execute(f"ALTER ROLE {login_name(database.url)} CREATEROLE")
     await admin_is(database.url)
     await cluster.condition("AgentHive", "demo", "SchemaReady", "True")
@@ -307,7 +311,7 @@ async def test_a_database_whose_schema_cannot_be_used_never_reaches_pods(cluster
             f"INSERT INTO {schema}.schema_migrations VALUES (99, '')"
         )
         await cluster.patch("Secret", "urls", data={"app": encoded(url), "admin": encoded(url)})
-        await cluster.condition("AgentHive", "demo", "SchemaReady", "False", "SchemaTooNew")
+        await cluster.condition("AgentHive", "demo", "PostgresReady", "True", "NewServerRefused")
         await cluster.patch("Agent", "anna", spec={"replicas": 2})
 
         async def scaled() -> bool:

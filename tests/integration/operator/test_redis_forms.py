@@ -46,7 +46,8 @@ async def test_such_urls_are_probed_and_handed_on_to_pods(
     assert await handed_on() == sentinels.url
     wrong = sentinels.url.replace("sentinel_password=", "sentinel_password=wrong")
     await cluster.patch("Secret", "demo-urls", data={"redis": base64.b64encode(wrong.encode()).decode()})
-    told = await cluster.condition("AgentHive", "demo", "RedisReady", "False", "AuthenticationFailed")
+    told = await cluster.condition("AgentHive", "demo", "RedisReady", "True", "NewServerRefused")
+    assert "(AuthenticationFailed)" in told["message"]
     assert sentinels.sentinel_password not in told["message"]
     await cluster.patch("Secret", "demo-urls", data={"redis": base64.b64encode(redis_cluster.url.encode()).decode()})
     await cluster.condition("AgentHive", "demo", "RedisReady", "True")

@@ -131,8 +131,10 @@ async def test_agents_get_what_they_need_and_never_what_is_bad(
         (cert_manager(stranger) | {"ca.crt": authority.pem}, "TLSFailed", "does not trust the client certificate"),
     ):
         await cluster.patch("Secret", "cert", data=encoded(cert_manager(authority) | data))
-        await told(cluster, "RedisReady", "False", reason, words)
-        await told(cluster, "PostgresReady", "False", reason, words.replace("redis", "postgres"))
+        why = f"({reason})" if reason == "TLSFailed" else "this stays in use"
+        await told(cluster, "RedisReady", "True", "NewServerRefused", words, why)
+        await told(cluster, "PostgresReady", "True", "NewServerRefused", words.replace("redis", "postgres"), why)
+    await cluster.condition("AgentHive", "demo", "Ready", "False", "ServerChangePending")
     assert (await cluster.need("Deployment", "greeter"))["spec"] == before["spec"]
     assert decoded(await cluster.need("Secret", "greeter-agenthive")) == first
 
@@ -154,11 +156,13 @@ async def test_agents_get_what_they_need_and_never_what_is_bad(
 
 @pytest.mark.usefixtures("secure_hive")
 async def test_without_a_client_certificate_it_is_asked_for(cluster: Cluster) -> None:
-    await told(cluster, "PostgresReady", "True", "Reachable")
+    await told(cluster, "RedisReady", "True", "Reachable")
+    await told(cluster, "SchemaReady", "True", "Migrated")
     without = {"external": {"tls": {"clientCertSecretRef": None}}}
     await cluster.patch("AgentHive", "demo", spec={"redis": without, "postgres": without})
-    await told(cluster, "RedisReady", "False", "TLSFailed", "spec.redis.external.tls.clientCertSecretRef")
-    await told(cluster, "PostgresReady", "False", "TLSFailed", "spec.postgres.external.tls.clientCertSecretRef")
+    for condition, server in (("RedisReady", "redis"), ("PostgresReady", "postgres")):
+        words = "(TLSFailed)", f"spec.{server}.external.tls.clientCertSecretRef"
+        await told(cluster, condition, "True", "NewServerRefused", *words)
 
 
 @pytest.mark.parametrize(

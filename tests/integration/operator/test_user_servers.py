@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from redis.exceptions import AuthenticationError
@@ -19,7 +19,7 @@ from agenthive.protocol import AgentMessage
 from agenthive.settings import HiveScope
 from agenthive_operator.backends.logins import Login, with_login
 from agenthive_operator.backends.postgres import Access
-from agenthive_operator.backends.users import HiveUsers, UsersError, remove_users
+from agenthive_operator.backends.users import HiveUsers, UsersError, check_admin, remove_users
 from agenthive_operator.backends.vigil import Vigil
 
 RESTORED_SECONDS = 5.0
@@ -111,11 +111,20 @@ async def work(hive: Hive, agent: str, password: str) -> None:
         await bus.aclose()
 
 
+async def tried(hive: Hive, servers: Sequence[ValkeyServer]) -> None:
+    """Whether users could be made is found out, and nothing of that stays."""
+    try:
+        await check_admin(hive.access, hive.scope)
+    finally:
+        assert not any(name.startswith(b"ah-probe:") for server in servers for name in ask(server, "ACL", "USERS"))
+
+
 async def test_a_cluster_has_them_on_every_node(redis_cluster: RedisCluster, scope: HiveScope) -> None:
     hive, name = Hive(redis_cluster.url, scope), user_name(scope, "anna")
     for agent in ("anna", "bert"):
         assert hive.users.wish(agent, f"word-of-{agent}")
         assert not hive.users.is_ready(agent, f"word-of-{agent}")
+    await tried(hive, redis_cluster.nodes)
     await hive.sync()
     assert sorted(hive.ready) == ["anna", "bert"]
     assert hive.users.is_ready("anna", "word-of-anna")
@@ -138,6 +147,7 @@ async def test_a_cluster_has_them_on_every_node(redis_cluster: RedisCluster, sco
 async def test_sentinels_lead_to_them_before_and_after_a_failover(sentinels: SentinelSetUp, scope: HiveScope) -> None:
     hive, name = Hive(sentinels.url, scope), user_name(scope, "anna")
     hive.users.wish("anna", "word")
+    await tried(hive, sentinels.servers)
     await hive.sync()
     assert all(lets_in(server, name, "word") for server in sentinels.servers)
     watching = asyncio.create_task(hive.run())
@@ -201,6 +211,8 @@ async def test_urls_that_lead_to_different_servers_are_told(
     with pytest.raises(UsersError, match="lead to the same Redis") as told:
         await hive.sync()
     assert told.value.reason == "UsersFailed"
+    with pytest.raises(UsersError, match="lead to the same Redis"):
+        await tried(hive, [own_valkey, valkey])
     assert not hive.users.is_ready("anna", "word")
     for secret in (valkey.password, own_valkey.password):
         assert secret not in str(told.value)

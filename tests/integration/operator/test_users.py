@@ -230,7 +230,8 @@ async def test_an_administrator_without_rights_leaves_what_runs_as_it_is(cluster
     deployment = await cluster.exists("Deployment", "anna")
     url = await url_of(cluster, "anna")
     await cluster.patch("Secret", "urls", stringData={"admin": servers.url})
-    entry = await cluster.condition("AgentHive", "demo", "RedisReady", "False", "UsersFailed")
+    entry = await cluster.condition("AgentHive", "demo", "RedisReady", "True", "NewServerRefused")
+    assert "(UsersFailed)" in entry["message"]
     assert "adminUrlSecretRef" in entry["message"]
     assert "app-word" not in entry["message"]
     assert await url_of(cluster, "anna") == url

@@ -28,6 +28,7 @@ def test_a_hive_without_a_spec_has_all_defaults() -> None:
         RedisPool(),
         PostgresPool(),
     )
+    assert (hive.spec.redis.cutover.strategy, hive.spec.redis.cutover.timeout_seconds) == ("Drain", 300)
     assert hive.spec.deletion_policy == "Retain"
     assert not hive.spec.suspend
     assert not hive.metadata.deleting

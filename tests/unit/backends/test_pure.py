@@ -15,6 +15,7 @@ from agenthive_operator.backends import configuration, connections, kube, logins
 from agenthive_operator.backends.events import event_body, event_name
 from agenthive_operator.backends.reports import endpoint_of, without_secret
 from agenthive_operator.backends.resolve import ready_address, ready_endpoint, service_of, with_address
+from agenthive_operator.plan.book import Book
 
 
 @pytest.mark.parametrize(
@@ -286,7 +287,7 @@ def test_a_command_line_is_told_the_direct_way() -> None:
         secrets = {
             name: {"uri": f"postgresql://{name}", "url": f"any://{name}"} for name in connections._secret_names(hive)
         }
-        return connections._urls(hive, secrets)
+        return connections._urls(hive, Book(), secrets)
 
     assert pointers() == {"redis": "any://demo-redis", "postgres": "postgresql://bouncer"}
     direct = pointers(directUrlSecretRef={"name": "straight", "key": "uri"})

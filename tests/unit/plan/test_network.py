@@ -13,6 +13,7 @@ from agenthive_operator.api import AgentHive
 from agenthive_operator.plan.agent import plan_agent
 from agenthive_operator.plan.hive import plan_hive
 from agenthive_operator.plan.inputs import OperatorPlace
+from agenthive_operator.plan.names import server_selector
 from agenthive_operator.plan.network import blame, closed_servers, plan_network
 
 EXTERNAL = {"external": {"urlSecretRef": {"name": "urls", "key": "url"}}}
@@ -211,6 +212,16 @@ def test_disabled_means_none() -> None:
 def test_external_servers_have_no_policy_and_agents_do() -> None:
     names = [policy["metadata"]["name"] for policy in plan_network(hive("hive-external"), PLACE)]
     assert names == ["demo-agent"]
+
+
+def test_a_managed_server_that_the_hive_has_not_left_is_reached_as_before() -> None:
+    policies = plan_network(hive("hive-external", networkPolicy=DENY), PLACE, ["redis"])
+    assert [policy["metadata"]["name"] for policy in policies] == ["demo-redis", "demo-agent"]
+    selected = {"matchLabels": server_selector("demo", "redis")}
+    assert policies[0]["spec"]["podSelector"] == selected
+    rules = policies[1]["spec"]["egress"]
+    assert {"to": [{"podSelector": selected}], "ports": [{"port": 6379, "protocol": "TCP"}]} in rules
+    assert closed_servers(hive("hive-external", networkPolicy=DENY), ["postgres"]) == {"postgres"}
 
 
 def test_addresses_of_either_family_and_no_address_twice() -> None:

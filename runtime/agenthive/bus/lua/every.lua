@@ -12,6 +12,7 @@ end
 -- fire: ARGV: schedule, slot (ms), how late it may be fired (ms, -1: any time), "1" if the caller has just started (a
 -- schedule that nobody knows yet is then only taken note of), "1" to skip the slot while the last message is pending,
 -- and the message as in send: lane, id, document, ttl (ms), options.
+-- While the hive moves, slots wait: see CLOSED.
 -- Returns { outcome, now }: f fired, d dealt with before, e the slot is still to come, l too late, o skipped because of
 -- the last message, n noted.
 local function fire(keys, argv)
@@ -23,6 +24,9 @@ local function fire(keys, argv)
   local last, id = string.match(redis.call('GET', key) or '', '^(%d+) (.*)$')
   if last and slot <= tonumber(last) then
     return { 'd', now }
+  end
+  if closed(P) then
+    return CLOSED
   end
   local outcome = 'f'
   if not last and argv[4] == '1' then

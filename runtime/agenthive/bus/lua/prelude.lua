@@ -26,6 +26,7 @@
 --   r:<id>        the reply to a request
 --   u:<id>        there as long as that reply is, if nobody listened for it
 --   counts        hash of what was dropped: dead_letters (by their bound), replies (their asker was gone)
+--   closed        there while the hive moves to another server: see CLOSED
 --   e:<caller>    how many connections a sender or consumer has lost, if any: see fenced
 --   every:<name>  how far a schedule is, see every.lua
 -- (Of the cache KEYS[1] is the hive's own gate, see cache.lua.)
@@ -204,6 +205,15 @@ local function fenced(P, caller, lost)
 end
 
 local FENCED = { err = 'ERR this was said before the connection was lost, and is repeated since' }
+
+-- While a hive moves to another server (the operator sets `closed` at each agent and topic), nothing new gets in: what
+-- comes from outside, and schedules. What an agent's process sends belongs to what was accepted and passes. Only those
+-- who are outside say so and are asked: it costs an agent nothing.
+local CLOSED = { err = 'CLOSED this hive moves to another Redis and takes nothing new meanwhile; send again a little later' }
+
+local function closed(P)
+  return redis.call('EXISTS', P .. 'closed') == 1
+end
 
 -- What one turn tells its caller beside the messages, for logs and figures: nil, or { bytes left for documents, replies
 -- that nobody heard, letters { id, document or "" for want of room, reason, error, attempts } }.

@@ -1,6 +1,7 @@
 -- send: accept messages into an agent's queue.
 -- ARGV: "1" if the batch may have been accepted before (a repetition after a lost connection), else "0", followed, for
--- senders that repeat, by how many connections were lost and a name of the sender ("13 0a1b"); bound of the queue
+-- senders that repeat, by how many connections were lost and a name of the sender ("13 0a1b"), and by " o" where the
+-- sender is outside of the hive's agents ("13 0a1b o"); bound of the queue
 -- "<messages>[ <bytes>]"; then per message: lane, id, JSON document, ttl (ms), options ("" for none).
 -- Returns one character per message: 1 accepted, 2 already known (accepted before), 0 or 4 refused: the queue is full
 -- of messages or of bytes, 3 not accepted, for an earlier message has its deduplication key. For each of the latter a
@@ -48,7 +49,10 @@ end
 local function send(keys, argv)
   local P = prefix_of(keys)
   local now = now_ms()
-  local again, lost, sender = string.match(argv[1], '^(%d)(%d*) ?(%S*)$')
+  local again, lost, sender, outside = string.match(argv[1], '^(%d)(%d*) ?(%S*)( ?o?)$')
+  if outside == ' o' and closed(P) then
+    return CLOSED
+  end
   if lost ~= '' then
     if fenced(P, sender, lost) then
       return FENCED

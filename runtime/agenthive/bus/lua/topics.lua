@@ -16,11 +16,14 @@ local function numbers_of(id)
   return tonumber(ms), tonumber(number)
 end
 
--- publish: ARGV: "1" if this is a repetition (of no account: copies are told by the message's id), length of the log,
+-- publish: ARGV: as in send (whether it is a repetition is of no account: copies are told by their id), length of the log,
 -- retention (ms), then per message: lane, id, JSON document, ttl (ms), options ("" for none).
 -- Returns one character per message: 1.
 local function publish(keys, argv)
   local P, now = prefix_of(keys), now_ms()
+  if string.sub(argv[1], -2) == ' o' and closed(P) then
+    return CLOSED
+  end
   local log, retention = P .. 'log', tonumber(argv[3])
   local last = redis.call('GET', P .. 'last')
   local ms, number = 0, 0
