@@ -58,7 +58,7 @@ def test_what_is_no_line_of_an_agent_of_the_hive_is_left_out(line: str) -> None:
     assert user_file(SCOPE, f"{line}\n{held}", {"anna": None, "eve": None}).text == held
 
 
-@pytest.mark.parametrize(("scope", "agent", "at_least"), [(SCOPE, "agent", 430), (LONGEST, "a" * 42, 170)])
+@pytest.mark.parametrize(("scope", "agent", "at_least"), [(SCOPE, "agent", 430), (LONGEST, "a" * 42, 160)])
 def test_a_file_that_is_full_leaves_out_the_last(scope: HiveScope, agent: str, at_least: int) -> None:
     names = [f"{agent}-{number:04}" for number in range(600)]
     found = user_file(scope, "", dict.fromkeys(names, ("word",)))
