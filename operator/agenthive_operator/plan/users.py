@@ -24,7 +24,7 @@ from agenthive.bus.access import user_name, user_prefix, user_rules
 from agenthive.settings import HiveScope
 
 LIMIT_BYTES: Final = 1_000_000
-"""Kubernetes keeps at most 1 MiB in a Secret. A line has 2.3 kB and more, by the length of names: some 430 agents."""
+"""Kubernetes keeps at most 1 MiB in a Secret. A line has 2.3 kB and more, by the length of names: some 400 agents."""
 _LINE: Final = re.compile(r"user (?P<name>\S+) on(?: #[0-9a-f]{64})+ [^\r\n\"']+")
 
 

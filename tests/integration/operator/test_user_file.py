@@ -152,6 +152,13 @@ async def test_agents_come_in_at_once_though_no_operator_runs(
             await cluster.agent(name, "demo")
         await settled(cluster, "anna", "bert")
         written = await until_file(cluster, scope, {"anna": 1, "bert": 1})
+        text = "user default on nopass +@all\nuser x +nonsense\n"
+        await cluster.patch("Secret", FILE, stringData={"users.acl": text})
+
+        async def mended() -> bool:
+            return (await cluster.need("Secret", FILE))["data"] == written["data"]
+
+        await cluster.until("what somebody wrote there is gone", mended)
     await restart(kubelet)
     anna, bert = await kubelet.url("anna"), await kubelet.url("bert")
     bus = await Bus.connect(anna, scope)  # functions come from the append-only file
