@@ -84,6 +84,9 @@ def test_dead_letters_are_listed_shown_redriven_and_purged(echo: Plane) -> None:
     with pytest.raises(CommandError, match=r"exit 2[\s\S]*--yes"):
         plugin(echo, "dlq", "purge", "echo", "--all", stdin="")
     assert "1 purged" in plugin(echo, "dlq", "purge", "echo", "--all", "--yes")
+    # Written by the agent's login, of which the row has to say so.
+    trail = json.loads(echo.agenthive("audit", "list", "--hive", "hive", "--agent", "echo", "-o", "json"))
+    assert {"dlq.redrive", "dlq.purge"} <= {entry["action"] for entry in trail}
 
 
 def test_top_shows_the_queues_and_status_their_rates(echo: Plane) -> None:

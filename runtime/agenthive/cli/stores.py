@@ -64,7 +64,9 @@ async def tell_audit(settings: Settings, action: str, subject: str, details: dic
         )
         try:
             who = person()
-            trail = AuditTrail(database, schema_name(settings.scope), TOOL, actor=who, process=f"cli/{who}")
+            # In a pod (kubectl hive runs it there) the login is the agent's, which may write rows of this agent alone.
+            agent = settings.agent or TOOL
+            trail = AuditTrail(database, schema_name(settings.scope), agent, actor=who, process=f"cli/{who}")
             await trail.record(action, subject, details)
             await trail.aclose(AUDIT_SECONDS)
         finally:
