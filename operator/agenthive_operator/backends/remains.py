@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 import asyncpg
@@ -71,10 +72,7 @@ async def look_at_remains(
     except (BusUnavailable, StoreError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
         text = without_secret(without_secret(str(error), url), upkeep) or "no answer in time"
         return Remains(gates, problem=text)
-    return Remains(
-        gates, remains.waiting, remains.in_flight, remains.delayed, remains.later, outbox, remains.topics,
-        remains.agents,
-    )  # fmt: skip
+    return replace(remains, outbox=outbox)
 
 
 async def _queues(

@@ -166,10 +166,10 @@ class Uninstall:
                 return
             if time.monotonic() > deadline:
                 raise LeftError(f"{FINALIZER} is still on {named(left)}")
-            for obj in left:
-                if await self._lift_one(obj):
-                    lifted += 1
-            await asyncio.sleep(0 if lifted else LOOK_SECONDS)
+            came_off = sum([await self._lift_one(obj) for obj in left])
+            lifted += came_off
+            if came_off < len(left):
+                await asyncio.sleep(LOOK_SECONDS)
 
     async def _lift_one(self, obj: Object) -> bool:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal, cast
 
 from agenthive_operator.plan.external import FILE_NAMES, Server, Ways
@@ -125,24 +125,9 @@ def data_of(book: Book) -> dict[str, str]:
         if held.identity:
             data[f"{server}-identity"] = held.identity
     if (move := book.move) is not None:
-        data["move"] = json.dumps(
-            {
-                "phase": move.phase,
-                "servers": move.servers,
-                "target": move.target,
-                "until": move.until,
-                "drain": move.drain,
-            }
-        )
+        data["move"] = json.dumps(asdict(move))
     if (given_up := book.given_up) is not None:
-        data["given-up"] = json.dumps(
-            {
-                "target": given_up.target,
-                "servers": given_up.servers,
-                "text": given_up.text,
-                "opened": given_up.opened,
-            }
-        )
+        data["given-up"] = json.dumps(asdict(given_up))
     return data
 
 

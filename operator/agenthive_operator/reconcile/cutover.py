@@ -84,7 +84,7 @@ class Cutovers:
         ``known``: an operator has concluded on this hive before.
         """
         secret = await self._context.children.live("Secret", key.namespace, names.connections_name(key.name))
-        if secret is not None and is_labelled(secret) and is_of(secret, hive):
+        if secret is not None and is_labelled(secret) and is_owned(secret, hive):
             return book_of(secret_data(secret))
         uid, book = self._books.get(key, ("", Book()))
         if uid == hive.metadata.uid:
@@ -299,7 +299,7 @@ def running(book: Book) -> list[names.Component]:
     return [server for server in SERVERS if (held := book.held(server)) is not None and held.managed]
 
 
-def is_of(secret: Object, hive: AgentHive) -> bool:
+def is_owned(secret: Object, hive: AgentHive) -> bool:
     """Whether a Secret is this hive's and not that of a former one of its name."""
     owner = controller_of(secret)
     return owner is not None and owner["uid"] == hive.metadata.uid

@@ -10,7 +10,7 @@ from agenthive_operator.api.hive import AgentHive
 from agenthive_operator.plan.book import Book, Held
 from agenthive_operator.plan.cutover import Note
 from agenthive_operator.reconcile.conditions import Verdict
-from agenthive_operator.reconcile.cutover import is_of, is_still, lives, plan_book, running, with_notes
+from agenthive_operator.reconcile.cutover import is_owned, is_still, lives, plan_book, running, with_notes
 from agenthive_operator.reconcile.deletion import outside
 
 UP = {kind: Verdict("True", "Reachable", f"{kind} is up") for kind in ("Ready", "RedisReady", "PostgresReady")}
@@ -74,9 +74,9 @@ def test_the_book_is_its_hives() -> None:
     assert running(Book(OWN, THEIRS)) == ["redis"]
     secret = plan_book(hive(), Book(OWN))
     assert secret["metadata"]["name"] == "demo-connections"
-    assert is_of(secret, hive())
-    assert not is_of({"metadata": {"ownerReferences": [{**hive().owner(), "uid": "a former one"}]}}, hive())
-    assert not is_of({"metadata": {}}, hive())
+    assert is_owned(secret, hive())
+    assert not is_owned({"metadata": {"ownerReferences": [{**hive().owner(), "uid": "a former one"}]}}, hive())
+    assert not is_owned({"metadata": {}}, hive())
 
 
 @pytest.mark.parametrize(

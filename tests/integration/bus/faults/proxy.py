@@ -6,35 +6,27 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
+from typing import Self
 
 CHUNK = 65_536
 MOST_LATE_SECONDS = 0.5
 WAYS = ("command", "answer", "late")
 
 
-class CuttingProxy:
-    """Between clients and one server on loopback.
+class Proxy:
+    """Listens on loopback between clients and one server; ``_serve`` of a subclass has each connection."""
 
-    While ``cutting``, each connection ends after a number of bytes, mostly in the middle of something, in one of three
-    ways. ``command``: the server gets but the beginning of a command. ``answer``: the server has acted, and the client
-    gets but the beginning of the answer. ``late``: the client is cut off, and the rest of its command arrives at the
-    server some time later, as packets that a slow network sends again.
-    """
-
-    def __init__(self, port: int, chance: random.Random) -> None:
+    def __init__(self, port: int) -> None:
         self._server_port = port
-        self._chance = chance
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self.cutting = True
-        self.cuts: Counter[str] = Counter()
 
     @property
     def port(self) -> int:
         assert self._server is not None
         return int(self._server.sockets[0].getsockname()[1])
 
-    async def __aenter__(self) -> CuttingProxy:
+    async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         return self
 
@@ -49,6 +41,25 @@ class CuttingProxy:
         task = asyncio.create_task(self._serve(client, to_client))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        raise NotImplementedError
+
+
+class CuttingProxy(Proxy):
+    """Between clients and one server on loopback.
+
+    While ``cutting``, each connection ends after a number of bytes, mostly in the middle of something, in one of three
+    ways. ``command``: the server gets but the beginning of a command. ``answer``: the server has acted, and the client
+    gets but the beginning of the answer. ``late``: the client is cut off, and the rest of its command arrives at the
+    server some time later, as packets that a slow network sends again.
+    """
+
+    def __init__(self, port: int, chance: random.Random) -> None:
+        super().__init__(port)
+        self._chance = chance
+        self.cutting = True
+        self.cuts: Counter[str] = Counter()
 
     async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         try:
@@ -95,7 +106,7 @@ class CuttingProxy:
         return None
 
 
-class ScriptedProxy:
+class ScriptedProxy(Proxy):
     """Between clients and one server on loopback; what is to happen to commands of one function is written down.
 
     ``answer``: the server acts, and the client is cut off before the answer. ``late``: the client is cut off, and the
@@ -103,28 +114,13 @@ class ScriptedProxy:
     """
 
     def __init__(self, port: int, function: str, script: list[str]) -> None:
-        self._server_port = port
+        super().__init__(port)
         self._function = f"_{function}\r\n".encode()
         self.script = script
         self._late: list[tuple[bytes, asyncio.StreamReader, asyncio.StreamWriter]] = []
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
 
-    @property
-    def port(self) -> int:
-        assert self._server is not None
-        return int(self._server.sockets[0].getsockname()[1])
-
-    async def __aenter__(self) -> ScriptedProxy:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+    async def __aexit__(self, *error: object) -> None:
+        await super().__aexit__(*error)
         for _, _, to_server in self._late:
             to_server.close()
 
@@ -135,11 +131,6 @@ class ScriptedProxy:
         answer = await server.readuntil(b"\r\n")
         to_server.close()
         return answer
-
-    def _accept(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._serve(client, to_client))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         server, to_server = await asyncio.open_connection("127.0.0.1", self._server_port)
