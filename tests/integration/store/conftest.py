@@ -48,6 +48,12 @@ async def store(connect: Connect) -> Store:
     return await connect()
 
 
+async def commits(store: Store, table: str) -> int:
+    """In how many commits the rows of a table were written. The server's counter of transactions has others', too."""
+    found = await store.pool.fetchval(f'SELECT count(DISTINCT xmin::text) FROM "{store.schema}".{table}')
+    return int(found)
+
+
 async def eventually(good: Callable[[], bool], what: str) -> None:
     """Until ``good`` is true of this process."""
     deadline = asyncio.get_running_loop().time() + 20

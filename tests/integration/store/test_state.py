@@ -20,7 +20,7 @@ from agenthive.store import (
     Versioned,
 )
 
-from .conftest import Connect, as_role
+from .conftest import Connect, as_role, commits
 
 DOCUMENTS: list[Any] = [
     None, True, 0, -1, 2**63, 1.0, 0.1, 1e308, 5e-324, "", "é\U0001f41d", "a\0b", [], {},
@@ -126,17 +126,17 @@ async def test_concurrent_writers_of_the_same_keys_all_get_through(connect: Conn
 
 async def test_writes_of_many_callers_share_a_commit(store: Store) -> None:
     versions = await asyncio.gather(*(store.state.set(f"k{n}", n) for n in range(500)))
-    commits = f'SELECT count(DISTINCT xmin::text) FROM "{store.schema}".agent_state'  # others of the server have theirs
-    assert await store.pool.fetchval(commits) <= 2
+    assert await commits(store, "agent_state") <= 2
     assert len(versions) == 500
     entries = await store.state.list(limit=1000)
     assert {(entry.value, entry.version) for entry in entries} == set(enumerate(versions))
 
 
 async def test_values_for_one_key_in_one_batch_are_folded_in_order(store: Store) -> None:
-    before = await store.pool.fetchval("SELECT txid_current()")
     versions = await asyncio.gather(*(store.state.set("k", n) for n in range(50)))
-    assert await store.pool.fetchval("SELECT txid_current()") - before <= 3
+    # Each commit leaves a version of the row behind it, on the one page that the table has.
+    place = await store.pool.fetchval(f'SELECT ctid::text FROM "{store.schema}".agent_state')
+    assert place in {"(0,1)", "(0,2)"}
     assert versions == list(range(versions[0], versions[0] + 50))
     assert await store.state.get_versioned("k") == Versioned(49, versions[-1])
 
